@@ -1,0 +1,108 @@
+"""The schema of `conf/`: every key, its type and what is allowed. Values stand in the YAML files alone.
+
+Config stops here: entry points take the typed parts apart and hand them on.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.data.spec import DataSpec
+from src.errors import ConfigError, FlywheelError
+from src.labeling.ask import RehearsalSpec
+from src.labeling.spec import LabelerSpec
+from src.labeling.teacher import Teacher
+from src.quality.spec import QualitySpec
+from src.student.spec import StudentSpec, TrainerSpec
+from src.task import TaskSpec
+
+
+@dataclass
+class TrackingSpec:
+    """`uri` is MLflow's tracking address; `experiment` its experiment; `artifacts` where it keeps files when the
+    address is a local database."""
+
+    uri: str
+    experiment: str
+    artifacts: str
+
+
+@dataclass
+class Job:
+    """A labelling or training job. `home` holds all state, `store` is the annotation store's file or address."""
+
+    home: str
+    store: str
+    seed: int
+    task: TaskSpec
+    data: DataSpec
+    teacher: Teacher
+    labeler: LabelerSpec
+    quality: QualitySpec
+    student: StudentSpec
+    trainer: TrainerSpec
+    rehearsal: RehearsalSpec
+    tracking: TrackingSpec
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError("seed", self.seed, "0 or more")
+
+
+@dataclass
+class Evaluation:
+    """`run` is the id of the run to judge again."""
+
+    home: str
+    run: str
+    accelerator: str
+    tracking: TrackingSpec
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise ConfigError("run", self.run, "the id of a training run, as the MLflow UI shows it")
+
+
+@dataclass
+class Benchmark:
+    """`suite` names what is measured."""
+
+    home: str
+    suite: str
+    repeats: int
+    steps: int
+    sizes: list[int]
+    batch_size: int
+
+
+for name, schema in (("job", Job), ("evaluation", Evaluation), ("benchmark_job", Benchmark)):
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+
+
+def read(cfg: DictConfig, kind: type[Any]) -> Any:
+    """The checked, typed config. Raises ConfigError for a value out of range or missing, naming its key."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(missing[0], MISSING, f"this key has no default; give {missing[0]}=…")
+    try:
+        found = OmegaConf.to_object(cfg)
+    except FlywheelError:
+        raise
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error.full_key), error.value, str(error.msg)) from error
+    assert isinstance(found, kind)
+    return found
+
+
+def as_yaml(cfg: DictConfig) -> str:
+    """The resolved config as it is recorded. It holds no key: these stand in the environment alone."""
+    return OmegaConf.to_yaml(cfg, resolve=True)
+
+
+def output_folder() -> Path:
+    return Path(HydraConfig.get().runtime.output_dir)

@@ -1,0 +1,167 @@
+"""A folder of images → items. Every image source ends here: the others only bring their images into such a folder.
+
+The folder holds `train/` and optionally `test/`, or class folders, or plain files. Truth comes from the names of the
+class folders, or from a CSV with the columns `file` and `label` (and, where wanted, `group` and any attributes).
+Knows nothing about splits or teachers.
+"""
+
+import csv
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from src.console import progress
+from src.data.images import SUFFIXES, Unreadable, decode, pixel_hash
+from src.errors import DataError
+from src.task import Item, TaskSpec
+
+NAMED = 5  # how many examples a message names
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a folder holds. `test` is empty where it has no test part; `gold` are the keys of the gold CSV's items;
+    `broken` maps a file's name to what is wrong with it; `duplicates` counts files dropped as byte-identical."""
+
+    train: list[Item]
+    test: list[Item]
+    gold: frozenset[str]
+    broken: dict[str, str]
+    duplicates: int
+
+
+def in_place(into: Path, *, root: Path | None, classes: Sequence[str], download: bool) -> Path:
+    """The source that brings nothing: the images already lie in `data.root`."""
+    if root is None:
+        raise DataError("data=folder needs data.root=FOLDER, the folder that holds the images.")
+    if not root.is_dir():
+        raise DataError(f"data.root={str(root)!r} is not a folder. Name the folder that holds the images.")
+    return root
+
+
+def scan(root: Path, task: TaskSpec, *, max_pixels: int, truth_csv: Path | None = None,
+         gold_csv: Path | None = None) -> Scan:
+    """Read every image below `root` once; set the broken ones aside, and merge files with the same bytes.
+
+    A byte-identical copy of a test image in the training part is dropped from training. Raises DataError where there
+    is nothing to read, a class folder is not a class of the task, or a CSV does not fit.
+    """
+    parts = {part: root / part for part in ("train", "test") if (root / part).is_dir()}
+    if "test" in parts and "train" not in parts:
+        raise DataError(f"{root} holds test/ but no train/. Put the images to label into {root / 'train'}.")
+    files = {part: image_files(folder) for part, folder in (parts or {"train": root}).items()}
+    if not any(files.values()):
+        raise DataError(f"No images in {root}. Files ending in {', '.join(sorted(SUFFIXES))} are read.")
+    truths = read_csv(truth_csv, root, task) if truth_csv else {}
+    gold = read_csv(gold_csv, root, task) if gold_csv else {}
+    by_key: dict[str, tuple[str, Item]] = {}
+    broken: dict[str, str] = {}
+    duplicates = 0
+    with progress("reading images", sum(map(len, files.values()))) as update:
+        for part in ("test", "train"):
+            for path in files.get(part, []):
+                name = path.relative_to(root).as_posix()
+                update(len(by_key) + len(broken) + duplicates)
+                try:
+                    payload = path.read_bytes()
+                    image = decode(payload, max_pixels)
+                except (OSError, Unreadable) as error:
+                    broken[name] = str(error)
+                    continue
+                row = gold.get(path) or truths.get(path) or {}
+                item = Item(
+                    key=hashlib.sha256(payload).hexdigest(),
+                    payload=path,
+                    name=name,
+                    twin=pixel_hash(image),
+                    group=row.get("group") or None,
+                    attributes={k: v for k, v in row.items() if k not in ("file", "label", "group")},
+                    truth=row["label"] if row else _class_of(path, parts.get(part, root), task, bool(truths or gold)),
+                )
+                if item.key in by_key:
+                    duplicates += 1
+                    _refuse_two_truths(by_key[item.key][1], item)
+                    item = replace(by_key[item.key][1], truth=by_key[item.key][1].truth or item.truth)
+                    by_key[item.key] = (by_key[item.key][0], item)
+                else:
+                    by_key[item.key] = (part, item)
+        update(sum(map(len, files.values())))
+    if not by_key:
+        first = next(iter(broken.items()))
+        raise DataError(f"None of the {len(broken)} images in {root} can be read; {first[0]}: {first[1]}")
+    items = {part: [item for at, item in by_key.values() if at == part] for part in ("train", "test")}
+    paths = {path.resolve() for path in gold}
+    found = frozenset(item.key for item in items["train"] if Path(item.payload).resolve() in paths)
+    return Scan(items["train"], items["test"], found, broken, duplicates)
+
+
+def image_files(root: Path) -> list[Path]:
+    """Every image file below `root` in one order on every machine; hidden files and folders are left alone."""
+    found = []
+    try:
+        for base, folders, names in os.walk(root, onerror=_raise):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            found += [Path(base, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}. Check its permissions.") from error
+    return sorted(found)
+
+
+def read_csv(path: Path, root: Path, task: TaskSpec) -> dict[Path, dict[str, str]]:
+    """Rows by the image they speak of; `file` is relative to `root`, to `root/train` or to the CSV's own folder."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            rows = list(csv.DictReader(lines))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a UTF-8 CSV file: {error}") from error
+    if not rows or not {"file", "label"} <= set(rows[0]):
+        raise DataError(f"{path} needs the columns `file` and `label` and at least one row.")
+    found: dict[Path, dict[str, str]] = {}
+    for number, row in enumerate(rows, start=2):
+        places = [base / row["file"] for base in (root, root / "train", root / "test", path.parent)]
+        place = next((p for p in places if p.is_file()), None)
+        if place is None:
+            raise DataError(f"{path}, line {number}: there is no file {row['file']!r} in {root} or beside the CSV.")
+        label = task.map_label(row["label"])
+        if label is None:
+            raise DataError(f"{path}, line {number}: {row['label']!r} is not a class. Classes: {', '.join(task.names)}.")
+        found[place] = {key: value or "" for key, value in row.items() if key is not None} | {"label": label}
+    return found
+
+
+def describe_broken(broken: dict[str, str]) -> str:
+    named = "; ".join(f"{name} ({why})" for name, why in list(broken.items())[:NAMED])
+    return f"{len(broken)} broken image(s) set aside: {named}" + ("; …" if len(broken) > NAMED else "")
+
+
+def counts(items: Sequence[Item]) -> Counter[str | None]:
+    return Counter(item.truth for item in items)
+
+
+def _class_of(path: Path, part: Path, task: TaskSpec, has_csv: bool) -> str | None:
+    """The truth that a class folder tells; plain files have none, and with a CSV folders are only folders."""
+    inside = path.relative_to(part).parts
+    if len(inside) < 2 or has_csv:
+        return None
+    label = task.map_label(inside[0])
+    if label is None:
+        raise DataError(
+            f"The folder {part / inside[0]} is not a class of task {task.name}. Rename it to one of "
+            f"{', '.join(task.names)}, add it to conf/task/{task.name}.yaml, or give truth in data.truth_csv."
+        )
+    return label
+
+
+def _refuse_two_truths(first: Item, second: Item) -> None:
+    if first.truth and second.truth and first.truth != second.truth:
+        raise DataError(
+            f"{first.name} ({first.truth}) and {second.name} ({second.truth}) are the same image with two truths. "
+            "Delete the wrong one."
+        )
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,26 @@
+"""Money: what may still be promised, what was spent. All amounts are US dollars.
+
+Knows nothing about requests; the worst case of one is an argument.
+"""
+
+
+class Budget:
+    """A cap that counts what is in flight: a request starts only if its worst case still fits."""
+
+    def __init__(self, cap_usd: float) -> None:
+        self.cap_usd = cap_usd
+        self.spent_usd = 0.0
+        self._reserved_usd = 0.0
+
+    def reserve(self, worst_usd: float) -> bool:
+        """Promise `worst_usd` and return True, or leave everything as it is and return False."""
+        # A free model (worst case 0) passes under any cap, also under one of 0.
+        if worst_usd > 0 and self.spent_usd + self._reserved_usd + worst_usd > self.cap_usd:
+            return False
+        self._reserved_usd += worst_usd
+        return True
+
+    def settle(self, worst_usd: float, cost_usd: float) -> None:
+        """Turn a promise into what it cost in the end (0 where nothing was charged)."""
+        self._reserved_usd -= worst_usd
+        self.spent_usd += cost_usd

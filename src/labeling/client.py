@@ -1,0 +1,94 @@
+"""One question over the OpenAI chat-completions protocol → one Outcome.
+
+The only place that sees the key. Knows nothing about retries, budgets or stores.
+"""
+
+import base64
+import time
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from src.errors import TeacherError
+from src.labeling.outcome import Outcome, classify
+from src.labeling.prompt import Prompt
+from src.labeling.teacher import LOOPBACK, Teacher
+from src.task import Failure, TaskSpec
+
+
+class Client:
+    """Asks one teacher with one prompt. Use as `async with Client(...) as client`."""
+
+    def __init__(self, teacher: Teacher, prompt: Prompt, task: TaskSpec, *, connections: int) -> None:
+        self._teacher = teacher
+        self._prompt = prompt
+        self._task = task
+        self._connections = connections
+        self._address = teacher.base_url.rstrip("/") + "/chat/completions"
+
+    async def __aenter__(self) -> "Client":
+        headers = {"Authorization": f"Bearer {self._teacher.key}"} if self._teacher.key else {}
+        # A proxy from the environment is for other hosts than this one.
+        local = urlsplit(self._address).hostname in LOOPBACK
+        self._session = aiohttp.ClientSession(
+            headers=headers,
+            connector=aiohttp.TCPConnector(limit=self._connections),
+            timeout=aiohttp.ClientTimeout(total=self._teacher.timeout_s),
+            trust_env=not local,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    def body(self, image: bytes) -> dict[str, Any]:
+        """The request, with the image (JPEG bytes) in an `image_url` part: any other part goes unseen by the model."""
+        teacher, prompt = self._teacher, self._prompt
+        url = "data:image/jpeg;base64," + base64.b64encode(image).decode()
+        body: dict[str, Any] = {
+            "model": teacher.model,
+            "messages": [
+                {"role": "system", "content": prompt.system},
+                {"role": "user", "content": [
+                    {"type": "text", "text": prompt.user},
+                    {"type": "image_url", "image_url": {"url": url}},
+                ]},
+            ],
+            "temperature": teacher.temperature,
+            "max_tokens": teacher.max_tokens,
+            **teacher.sampling,
+            **teacher.routing,
+        }
+        if teacher.json_mode == "json_schema":
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "strict": True, "schema": prompt.schema},
+            }
+        elif teacher.json_mode == "json_object":
+            body["response_format"] = {"type": "json_object"}
+        return body
+
+    async def ask(self, image: bytes, question: str) -> Outcome:
+        """Send one request. `question` names it, the same at every retry, so that a server can tell a repetition.
+
+        Raises TeacherError for an address that cannot be one; every other fault is an Outcome.
+        """
+        started = time.perf_counter()
+        try:
+            async with self._session.post(self._address, json=self.body(image),
+                                          headers={"Idempotency-Key": question}) as response:
+                text = (await response.read()).decode("utf-8", errors="replace")
+                outcome = classify(response.status, response.headers, self._without_key(text), self._task, now=time.time())
+        except TimeoutError:
+            outcome = Outcome(failure=Failure.TIMEOUT, why=f"no answer within {self._teacher.timeout_s:g} s")
+        except aiohttp.InvalidURL as error:
+            raise TeacherError(f"teacher.base_url={self._teacher.base_url!r} is not an address.") from error
+        except (aiohttp.ClientError, OSError) as error:
+            outcome = Outcome(failure=Failure.CONNECTION, why=self._without_key(str(error) or type(error).__name__))
+        return replace(outcome, latency_s=time.perf_counter() - started)
+
+    def _without_key(self, text: str) -> str:
+        """Providers echo keys in their errors, and replies are stored."""
+        return text.replace(self._teacher.key, "***") if self._teacher.key else text

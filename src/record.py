@@ -1,0 +1,174 @@
+"""What a job leaves behind in its MLflow run and on the console.
+
+Joins the records with the pictures and pages of `reporting/`; decides nothing.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from src.config import Job, as_yaml, output_folder
+from src.console import say, table
+from src.data.images import load
+from src.labels import Labelled
+from src.reporting import figures
+from src.reporting.datacard import datacard
+from src.task import TaskSpec
+from src.tracking import Run, open_run
+
+if TYPE_CHECKING:  # importing these loads torch, which labelling alone does without
+    from src.student.distil import Distilled
+    from src.student.judge import Judged, Judgement
+
+
+@contextmanager
+def run_of(cfg: DictConfig, job: Job, *, stage: str) -> Iterator[Run | None]:
+    """The job's MLflow run with its config recorded, or None for a dry run, which leaves no trace."""
+    if job.labeler.dry_run:
+        yield None
+        return
+    name = f"{job.task.name} {stage}" if stage == "label" else f"{job.task.name} {job.student.name} s{job.seed}"
+    tags = {"flywheel.stage": stage, "task": job.task.name, "teacher": job.teacher.model, "student": job.student.name,
+            "data": job.data.name}
+    with open_run(uri=job.tracking.uri, experiment=job.tracking.experiment, artifacts=Path(job.tracking.artifacts),
+                  name=name, tags=tags) as run:
+        config = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(config, dict)
+        run.params({str(key): value for key, value in config.items()})
+        run.text(as_yaml(cfg), "config.yaml")
+        yield run
+
+
+def record_labels(run: Run, made: Labelled, task: TaskSpec) -> None:
+    """Figures, files, data set and prompt of the labelling half."""
+    run.tags({"rehearsal": made.stand_ins or "no", "dataset_hash": made.dataset.hash,
+              "prompt_hash": made.answers.prompt.hash, "annotator": made.answers.annotator})
+    run.metrics(made.figures())
+    for path in made.files:
+        run.file(path)
+    run.figure(figures.label_votes(made.outcome(), title="Where the labels stand", note=made.stand_ins), "labels")
+    prompt = made.answers.prompt
+    run.text(f"SYSTEM\n{prompt.system}\n\nUSER\n{prompt.user}\n\nANSWER'S SCHEMA\n{json.dumps(prompt.schema, indent=1)}\n",
+             "prompt.txt")
+    parts = made.dataset.splits.sizes()
+    rows = [{"item": item.key, "file": item.name, "split": part, "group": item.group or ""}
+            for part in parts for item in getattr(made.dataset.splits, part)]
+    run.dataset(pd.DataFrame(rows), name=made.dataset.name, source=str(made.dataset.root), digest=made.dataset.hash)
+    run.metrics({f"data/{part}": float(size) for part, size in parts.items()})
+    card = output_folder() / "datacard.md"
+    card.write_text(datacard(made, task), encoding="utf-8")
+    run.file(card)
+
+
+def record_student(run: Run, student: "Distilled", judged: "Judged", made: Labelled, job: Job) -> None:
+    """Figures, pictures, files and the loadable model of the student half; the recipe's four files by their names."""
+    run.metrics(student.figures())
+    run.metrics(speed_figures(judged))
+    record_judgements(run, judged, student.trained.classes, job.data.max_pixels, made.stand_ins)
+    run.file(student.checkpoint)
+    example = next(iter(judged.parts.values())).items[0]
+    run.model(student.checkpoint, student.trained.classes, Path(example.payload).read_bytes())
+    summary = output_folder() / "eval.json"
+    summary.write_text(json.dumps(evaluation(run.id, judged, student, made, job), indent=2), encoding="utf-8")
+    run.file(summary)
+    rows = result_rows(judged)
+    rows.insert(0, ("agreement with the teacher (validation)",
+                    f"{student.fitted.val_agreement:.3f}, n={student.validation_size}"))
+    if made.gold_accuracy:
+        rows.append(("the teacher's own accuracy on gold", str(made.gold_accuracy)))
+    paid = " (rehearsed)" if made.rehearsed else ""
+    rows.append(("cost of the labels", f"${made.answers.cost_usd:.4f}{paid}"))
+    table(f"Results {made.stand_ins}".strip(), rows, ("what", "figure"))
+
+
+def record_judgements(run: Run, judged: "Judged", classes: list[str], max_pixels: int, note: str) -> None:
+    """Confusion, per-class table, mistakes and coverage of every part that was judged."""
+    for part, judgement in judged.parts.items():
+        scores = judgement.scores
+        run.metrics(scores.flat(part))
+        per_class = {f"{part}/{row.name}/{key}": value for row in scores.per_class
+                     for key, value in row._asdict().items() if key != "name" and not math.isnan(value)}
+        run.metrics(per_class)
+        run.table(pd.DataFrame(scores.per_class), f"per_class_{part}")
+        confusion = pd.DataFrame(scores.confusion, columns=classes)
+        confusion.insert(0, "truth", classes)
+        run.table(confusion, f"confusion_{part}")
+        pictures = {
+            "confusion": figures.confusion(scores.confusion, classes, title=f"Confusion, {part}", note=note),
+            "per_class": figures.per_class(scores.per_class, title=f"By class, {part}", note=note),
+            "coverage": figures.coverage_curve(
+                judgement.probabilities.max(axis=1), judgement.probabilities.argmax(axis=1) == judgement.truth,
+                title=f"Accuracy of what the student is surest of, {part}", note=note),
+            "mistakes": _mistakes(judgement, classes, max_pixels, f"Surest mistakes, {part}", note),
+        }
+        for name, picture in pictures.items():
+            if picture:
+                run.figure(picture, f"{name}_{part}")
+
+
+def speed_figures(judged: "Judged") -> dict[str, float]:
+    speed = judged.speed
+    return {"throughput/items_per_second": speed.items_per_second, "latency/p50_ms": speed.p50_ms,
+            "latency/p95_ms": speed.p95_ms}
+
+
+def result_rows(judged: "Judged") -> list[tuple[str, str]]:
+    rows = []
+    for part, judgement in judged.parts.items():
+        rows += [(f"accuracy against truth ({part})", str(judgement.scores.accuracy)),
+                 (f"macro-F1 ({part})", str(judgement.scores.f1_macro))]
+    speed = judged.speed
+    rows.append((f"student's speed on {speed.device}", f"{speed.items_per_second:.0f} images/s in batches of "
+                 f"{speed.batch_size}; one image {speed.p50_ms:.1f} ms (p95 {speed.p95_ms:.1f})"))
+    return rows
+
+
+def evaluation(run_id: str, judged: "Judged", student: "Distilled", made: Labelled, job: Job) -> dict[str, Any]:
+    """`eval.json`: every figure of the run with its interval and n."""
+    parts = {part: {"scores": judgement.scores.flat(part), "per_class": [row._asdict() for row in judgement.scores.per_class],
+                    "confusion": judgement.scores.confusion.tolist()} for part, judgement in judged.parts.items()}
+    return _without_nan({
+        "run": run_id, "rehearsal": made.stand_ins or False, "task": job.task.name, "task_version": job.task.version,
+        "classes": job.task.names, "student": job.student.name, "input_size": job.student.input_size, "seed": job.seed,
+        "dataset": {"name": made.dataset.name, "hash": made.dataset.hash, **made.dataset.splits.sizes()},
+        "labels": {"annotator": made.answers.annotator, "prompt_hash": made.answers.prompt.hash, **made.figures()},
+        "training": student.figures(), "parts": parts, "speed": asdict(judged.speed),
+    })
+
+
+def show_where(run: Run, job: Job) -> None:
+    say(f"Files: {output_folder()}  (and in the MLflow run {run.id})")
+    if job.tracking.uri.startswith("sqlite"):
+        say(f"Look at it: .venv/bin/mlflow ui --backend-store-uri {job.tracking.uri}")
+    else:
+        say(f"Look at it: {job.tracking.uri.rsplit('@', 1)[-1]}")
+    say(f"Figures and pictures again: .venv/bin/python -m src.evaluate run={run.id}")
+
+
+def _mistakes(judgement: "Judgement", classes: list[str], max_pixels: int, title: str, note: str) -> Any:
+    """The mistakes that the student was surest of, or None where it made none."""
+    answers, confidence = judgement.probabilities.argmax(axis=1), judgement.probabilities.max(axis=1)
+    wrong = sorted((n for n in range(len(answers)) if answers[n] != judgement.truth[n]), key=lambda n: -confidence[n])
+    if not wrong:
+        return None
+    images: list[Image.Image] = [load(Path(judgement.items[n].payload), max_pixels) for n in wrong[:25]]
+    wrong = wrong[:25]
+    return figures.mistakes(images, [classes[judgement.truth[n]] for n in wrong], [classes[answers[n]] for n in wrong],
+                            [float(confidence[n]) for n in wrong], title=title, note=note)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no nan: what is undefined is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,56 @@
+"""Labels → a trained student on disk: the whole of this room in one call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.data.splits import Splits
+from src.student.checkpoint import Trained
+from src.student.curves import Curves, Log
+from src.student.fit import Fitted, fit
+from src.student.images import LabelledImages
+from src.student.spec import StudentSpec, TrainerSpec
+from src.task import Label, TaskSpec
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A trained student, its file, how training went, and how many labels it learned from and was chosen by."""
+
+    trained: Trained
+    checkpoint: Path
+    fitted: Fitted
+    train_size: int
+    validation_size: int
+
+    def figures(self) -> dict[str, float]:
+        """Under the names that runs are compared by."""
+        fitted = self.fitted
+        return {
+            "val/best_teacher_agreement": fitted.val_agreement,
+            "val/best_loss": fitted.val_loss,
+            "train/best_epoch": float(fitted.best_epoch),
+            "train/epochs": float(fitted.epochs),
+            "train/seconds": fitted.seconds,
+            "train/items": float(self.train_size),
+            "val/items": float(self.validation_size),
+        }
+
+
+def distil(labels: Sequence[Label], splits: Splits, task: TaskSpec, spec: StudentSpec, trainer: TrainerSpec, *,
+           sharpen: bool, max_pixels: int, seed: int, out: Path, log: Log, download: bool,
+           need_weights: bool) -> Distilled:
+    """Train on the accepted labels and write `out/mobilenet.pt`; `log(metrics, step)` gets the curves."""
+    data = LabelledImages(
+        splits.train, splits.validation, {label.item: label for label in labels}, task.names,
+        input_size=spec.input_size, batch_size=spec.batch_size, sharpen=sharpen, max_pixels=max_pixels, seed=seed,
+    )
+    fitted = fit(data, task.names, spec, trainer, seed=seed, logger=Curves(log), checkpoints=out / "checkpoints",
+                 download=download, need_weights=need_weights)
+    trained = Trained(
+        network=fitted.network, name=spec.name, classes=task.names, input_size=spec.input_size, mean=fitted.mean,
+        std=fitted.std, sharpen=sharpen, task=task.name, task_version=task.version,
+    )
+    checkpoint = out / "mobilenet.pt"
+    trained.save(checkpoint)
+    return Distilled(trained, checkpoint, fitted, len(data.train_items), len(data.validation_items))

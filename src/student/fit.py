@@ -1,0 +1,102 @@
+"""Train one image student: data, network, Lightning; the best epoch by validation is what comes back.
+
+Knows nothing about tasks, teachers or test data; where its curves are logged is an argument.
+"""
+
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import timm
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+
+from src.console import progress, say
+from src.student.device import memory_format, resolve
+from src.student.images import LabelledImages
+from src.student.module import ImageStudent
+from src.student.network import build
+from src.student.spec import StudentSpec, TrainerSpec
+
+MONITOR = "val/loss"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained network with the weights of its best epoch, and how training went. Times are seconds."""
+
+    network: torch.nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    device: str
+    best_epoch: int
+    epochs: int
+    val_loss: float
+    val_agreement: float
+    seconds: float
+
+
+def fit(data: LabelledImages, classes: Sequence[str], spec: StudentSpec, trainer: TrainerSpec, *, seed: int,
+        logger: Logger | None, checkpoints: Path, download: bool, need_weights: bool) -> Fitted:
+    """Train for `trainer.max_epochs` or until validation stops improving. `seed` is for training alone."""
+    _quiet()
+    device = resolve(trainer.accelerator)
+    L.seed_everything(seed, verbose=False)
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+    network = build(spec, len(classes), download=download, need_weights=need_weights)
+    config = timm.data.resolve_model_data_config(network)
+    module = ImageStudent(network, spec, mean=config["mean"], std=config["std"], memory_format=memory_format(device),
+                          seed=seed)
+    data.setup("fit")
+    best = ModelCheckpoint(dirpath=checkpoints, filename="best", monitor=MONITOR, save_weights_only=True)
+    with progress("training", trainer.max_epochs) as update:
+        shown = _Shown(update)
+        callbacks: list[Callback] = [best, shown]
+        if trainer.patience:
+            callbacks.append(EarlyStopping(MONITOR, patience=trainer.patience, check_finite=True))
+        if spec.ema_decay:
+            callbacks.append(EMAWeightAveraging(decay=spec.ema_decay))
+        lightning = L.Trainer(
+            max_epochs=trainer.max_epochs, accelerator="gpu" if device == "cuda" else device, devices=1,
+            precision="32-true", logger=logger or False, callbacks=callbacks, enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=checkpoints,
+        )
+        started = time.monotonic()
+        lightning.fit(module, datamodule=data)
+        seconds = time.monotonic() - started
+    saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+    module.load_state_dict(saved["state_dict"])
+    chosen = shown.history[saved["epoch"]]
+    say(f"Trained {lightning.current_epoch} epochs on {device} in {seconds:.0f} s; best by {MONITOR}: epoch "
+        f"{saved['epoch'] + 1}, agreement with the teacher {chosen['val/teacher_agreement']:.3f}")
+    return Fitted(module.network.cpu().eval(), module.mean, module.std, device, saved["epoch"] + 1,
+                  lightning.current_epoch, chosen["val/loss"], chosen["val/teacher_agreement"], seconds)
+
+
+class _Shown(Callback):
+    """Progress by epoch, and the validation figures of each."""
+
+    def __init__(self, update: Any) -> None:
+        self._update = update
+        self.history: list[dict[str, float]] = []
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, _: L.LightningModule) -> None:
+        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.history.append(figures)
+        self._update(len(self.history), f"val/loss {figures['val/loss']:.3f} "
+                                        f"val/teacher_agreement {figures['val/teacher_agreement']:.3f}")
+
+
+def _quiet() -> None:
+    """Lightning's advice about workers, summaries and logging intervals does not fit data that lies in memory."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (".*does not have many workers.*", ".*number of training batches.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message=text)

@@ -1,0 +1,118 @@
+"""Labelled images in memory as a LightningDataModule: decoded once, handed out a batch at a time.
+
+Knows nothing about who labelled them or what learns from them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from src.console import progress
+from src.data.images import load, square
+from src.errors import DataError
+from src.task import Item, Label
+
+MIN_TRAIN = 2
+
+
+def decode(items: Sequence[Item], size: int, *, sharpen: bool, max_pixels: int, what: str = "decoding") -> Tensor:
+    """N×3×size×size bytes, in the items' order."""
+    images = torch.empty((len(items), 3, size, size), dtype=torch.uint8)
+    with progress(what, len(items)) as update:
+        for n, item in enumerate(items):
+            pixels = square(load(Path(item.payload), max_pixels), size, sharpen=sharpen)
+            images[n] = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+            update(n + 1)
+    return images
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Images (N×3×S×S bytes) and targets (N×C probabilities), asked for by a list of indices at a time: one gather
+    instead of a Python loop and a collation over the batch."""
+
+    def __init__(self, images: Tensor, targets: Tensor) -> None:
+        self.images = images
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return self.images[indices], self.targets[indices]
+
+
+class Shuffled(Sampler[list[int]]):
+    """Batches of indices in a new order every epoch. A last batch of one item is left out: BatchNorm cannot take it."""
+
+    def __init__(self, size: int, batch_size: int, *, seed: int | None) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.generator = torch.Generator().manual_seed(seed) if seed is not None else None
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.arange(self.size) if self.generator is None else torch.randperm(self.size, generator=self.generator)
+        for batch in order.split(self.batch_size):
+            if self.generator is None or len(batch) > 1:
+                yield batch.tolist()
+
+    def __len__(self) -> int:
+        left_out = self.generator is not None and self.size % self.batch_size == 1
+        return -(-self.size // self.batch_size) - left_out
+
+
+class LabelledImages(L.LightningDataModule):
+    """Training and validation images with their labels as class probabilities.
+
+    Only accepted labels are taken. Raises DataError where training or validation would be empty.
+    """
+
+    def __init__(self, train: Sequence[Item], validation: Sequence[Item], labels: Mapping[str, Label],
+                 classes: Sequence[str], *, input_size: int, batch_size: int, sharpen: bool, max_pixels: int,
+                 seed: int) -> None:
+        super().__init__()
+        self.train_items = _accepted(train, labels)
+        self.validation_items = _accepted(validation, labels)
+        for part, items, least in (("training", self.train_items, MIN_TRAIN), ("validation", self.validation_items, 1)):
+            if len(items) < least:
+                raise DataError(f"{len(items)} accepted label(s) in the {part} part are too few: raise labeler.max_items, "
+                                "or lower quality.min_confidence.")
+        self._labels = labels
+        self._classes = list(classes)
+        self._size, self._sharpen, self._max_pixels = input_size, sharpen, max_pixels
+        self._batch_size = min(batch_size, len(self.train_items))
+        self._seed = seed
+        self._parts: dict[str, Batches] = {}
+
+    def setup(self, stage: str) -> None:
+        """Decode once; Lightning asks for this before every stage."""
+        for part, items in (("train", self.train_items), ("validation", self.validation_items)):
+            if part not in self._parts:
+                images = decode(items, self._size, sharpen=self._sharpen, max_pixels=self._max_pixels,
+                                what=f"decoding {part} images")
+                self._parts[part] = Batches(images, self._targets(items))
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        return self._loader("train", self._seed)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        return self._loader("validation", None)
+
+    def _loader(self, part: str, seed: int | None) -> DataLoader[tuple[Tensor, Tensor]]:
+        batches = self._parts[part]
+        # Everything is in memory: worker processes would only copy it.
+        sampler = Shuffled(len(batches), self._batch_size, seed=seed)
+        return DataLoader(batches, batch_size=None, sampler=sampler, num_workers=0)
+
+    def _targets(self, items: Sequence[Item]) -> Tensor:
+        answers = [self._labels[item.key].label for item in items]
+        indices = torch.tensor([self._classes.index(answer) for answer in answers if answer is not None])
+        return torch.nn.functional.one_hot(indices, len(self._classes)).float()
+
+
+def _accepted(items: Sequence[Item], labels: Mapping[str, Label]) -> list[Item]:
+    return [item for item in items if item.key in labels and labels[item.key].accepted]

@@ -1,0 +1,52 @@
+"""What a trained student is worth, against truth: gold's *choose* part and test, each looked at once, and its speed.
+
+Never touches gold's *certify* part. Knows nothing about labels or tracking.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.data.splits import Splits
+from src.metrics import Scores, score
+from src.student.checkpoint import Trained
+from src.student.device import resolve
+from src.student.images import decode
+from src.student.speed import Speed, measure
+from src.task import Item
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One part's items, the student's N×C probabilities for them, the N true class indices, and the figures."""
+
+    items: list[Item]
+    probabilities: NDArray[np.float64]
+    truth: NDArray[np.int64]
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Judged:
+    """`parts` holds `gold` and, where test items with truth exist, `test`."""
+
+    parts: Mapping[str, Judgement]
+    speed: Speed
+
+
+def judge(student: Trained, splits: Splits, *, max_pixels: int, seed: int, accelerator: str = "auto") -> Judged:
+    student = replace(student, device=resolve(accelerator))
+    parts = {name: _judge(student, items, max_pixels, seed, name)
+             for name, items in (("gold", splits.choose), ("test", splits.test)) if items}
+    return Judged(parts, measure(student))
+
+
+def _judge(student: Trained, items: Sequence[Item], max_pixels: int, seed: int, name: str) -> Judgement:
+    known = [item for item in items if item.truth]
+    images = decode(known, student.input_size, sharpen=student.sharpen, max_pixels=max_pixels,
+                    what=f"decoding {name} images")
+    probabilities = student.predict(images)
+    truth = np.array([student.classes.index(item.truth or "") for item in known])
+    return Judgement(known, probabilities, truth, score(probabilities, truth, student.classes, seed=seed))

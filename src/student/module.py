@@ -1,0 +1,86 @@
+"""How an image student learns: the LightningModule.
+
+Knows nothing about files, labels' origin or tracking; what it logs are numbers under the project's names.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from src.student.augment import Augment, normalise
+from src.student.spec import StudentSpec
+
+
+class ImageStudent(L.LightningModule):
+    """Cross-entropy to class probabilities over augmented batches; AdamW with warm-up and cosine decay.
+
+    Validation targets are labels too, so what is measured there is agreement with the teacher, not accuracy.
+    """
+
+    def __init__(self, network: torch.nn.Module, spec: StudentSpec, *, mean: Sequence[float], std: Sequence[float],
+                 memory_format: torch.memory_format, seed: int) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.spec = spec
+        self.mean, self.std = tuple(mean), tuple(std)
+        a = spec.augment
+        self.augment = Augment(
+            crop_scale=a.crop_scale, rotation_degrees=a.rotation_degrees, horizontal_flip=a.horizontal_flip,
+            brightness=a.brightness, contrast=a.contrast, saturation=a.saturation, hue=a.hue, mean=mean, std=std,
+        )
+        self._format = memory_format
+        self._chance = torch.Generator().manual_seed(seed)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """N×3×H×W bytes → N×C logits."""
+        return self.network(normalise(images, self.mean, self.std).contiguous(memory_format=self._format))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        images, targets = batch
+        views = self.augment(images, self._chance).contiguous(memory_format=self._format)
+        if self.spec.mixup:
+            views, targets = self._mixed(views, targets)
+        loss = F.cross_entropy(self.network(views), targets, label_smoothing=self.spec.label_smoothing)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        images, targets = batch
+        logits = self(images)
+        agrees = (logits.argmax(1) == targets.argmax(1)).float().mean()
+        self.log("val/loss", F.cross_entropy(logits, targets), batch_size=len(images))
+        self.log("val/teacher_agreement", agrees, batch_size=len(images))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW(self._groups(), lr=self.spec.learning_rate)
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = round(self.spec.warmup_share * steps)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - warmup))
+        schedule: torch.optim.lr_scheduler.LRScheduler = cosine
+        if warmup:
+            rise = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=warmup)
+            schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, cosine], [warmup])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Parameter groups: no decay for biases and norms; earlier layers learn slower by `layer_decay` a layer.
+
+        timm sets only `lr_scale`, which plain torch optimizers do not read, so it is folded into `lr` here.
+        """
+        from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+        decay, rate = self.spec.weight_decay, self.spec.learning_rate
+        if self.spec.layer_decay == 1:
+            return list(param_groups_weight_decay(self.network, weight_decay=decay))
+        groups = param_groups_layer_decay(self.network, weight_decay=decay, layer_decay=self.spec.layer_decay)
+        return [{"params": g["params"], "weight_decay": g["weight_decay"], "lr": rate * g["lr_scale"]} for g in groups]
+
+    def _mixed(self, views: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """MixUp (Zhang et al., 2018): each image and its target blended with another's, one share for the batch."""
+        share = torch.distributions.Beta(self.spec.mixup, self.spec.mixup).sample().item()
+        other = torch.randperm(len(views), generator=self._chance).to(views.device)
+        return views.lerp(views[other], 1 - share), targets.lerp(targets[other], 1 - share)

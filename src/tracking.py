@@ -1,0 +1,269 @@
+"""Runs in MLflow; the only module that imports it.
+
+A job is one run, opened around everything it does and closed with what became of it: FINISHED, FAILED or KILLED.
+Knows nothing about labels or students beyond their numbers, files and pictures.
+"""
+
+import atexit
+import logging
+import os
+import socket
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+# Nothing about a user's runs leaves their machine; this must stand before the import.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import mlflow
+import pandas as pd
+import psutil
+import sqlalchemy as sa
+import yaml
+from hydra.experimental.callback import Callback
+from matplotlib.figure import Figure
+from mlflow.entities import RunStatus, ViewType
+from mlflow.exceptions import MlflowException
+from omegaconf import DictConfig, OmegaConf
+
+from src.errors import TrackingError
+
+PARENT = "FLYWHEEL_PARENT_RUN"  # environment variable: id of the sweep's run
+SOURCE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """One open run. Figures go below `figures/`, tables below `tables/`."""
+
+    id: str
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        mlflow.log_metrics(dict(values), step=step, run_id=self.id)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        mlflow.set_tags(dict(values))
+
+    def params(self, config: Mapping[str, Any]) -> None:
+        """All leaves of a nested config, under dotted names."""
+        mlflow.log_params(dict(_leaves("", config)))
+
+    def figure(self, figure: Figure, name: str) -> None:
+        mlflow.log_figure(figure, f"figures/{name}.png", save_kwargs={"dpi": 120})
+
+    def table(self, rows: pd.DataFrame, name: str) -> None:
+        mlflow.log_table(rows, f"tables/{name}.json")
+
+    def file(self, path: Path, folder: str | None = None) -> None:
+        mlflow.log_artifact(str(path), folder)
+
+    def text(self, text: str, name: str) -> None:
+        mlflow.log_text(text, name)
+
+    def dataset(self, rows: pd.DataFrame, *, name: str, source: str, digest: str) -> None:
+        """The items and their splits, as a data set that runs can be compared by."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow finds two readings of a plain path, and both are the same
+            dataset = mlflow.data.from_pandas(rows, source=source, name=name, digest=digest[:36])
+        mlflow.log_input(dataset, context="training")
+
+    def model(self, checkpoint: Path, classes: Sequence[str], example: bytes) -> str:
+        """Log the student as a pyfunc model and return its address. Input: a column `image` of encoded image files, of
+        which `example` is one; output: `label`, `confidence` and one probability column for each class."""
+        schema = mlflow.types.Schema
+        column = mlflow.types.ColSpec
+        out = [column("string", "label"), column("double", "confidence"), *(column("double", f"p_{c}") for c in classes)]
+        signature = mlflow.models.ModelSignature(schema([column("binary", "image")]), schema(out))
+        info = mlflow.pyfunc.log_model(
+            name="student",
+            python_model=StudentModel(),
+            artifacts={"checkpoint": str(checkpoint)},
+            code_paths=[str(SOURCE)],
+            signature=signature,
+            input_example=pd.DataFrame({"image": [example]}),
+            pip_requirements=_requirements(),
+        )
+        return str(info.model_uri)
+
+
+class StudentModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """The student as MLflow loads and serves it."""
+
+    def load_context(self, context: Any) -> None:
+        from src.student.checkpoint import load
+
+        self.student = load(Path(context.artifacts["checkpoint"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        from src.data.images import decode
+
+        images = [decode(payload, MAX_PIXELS) for payload in model_input["image"]]
+        probabilities = self.student.predict_images(images)
+        answers = probabilities.argmax(axis=1)
+        frame = pd.DataFrame(probabilities, columns=[f"p_{name}" for name in self.student.classes])
+        frame.insert(0, "confidence", probabilities.max(axis=1))
+        frame.insert(0, "label", [self.student.classes[n] for n in answers])
+        return frame
+
+
+MAX_PIXELS = 50_000_000
+
+
+@contextmanager
+def open_run(*, uri: str, experiment: str, artifacts: Path, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+    """Open a run, child of the sweep's if there is one, and close it as FINISHED, FAILED or KILLED.
+
+    Raises TrackingError where the tracking server or database cannot be used.
+    """
+    experiment_id = prepare(uri, experiment, artifacts)
+    own = {"flywheel.host": socket.gethostname(), "flywheel.pid": str(os.getpid()), **tags}
+    mlflow.start_run(experiment_id=experiment_id, run_name=name, tags=own, parent_run_id=os.environ.get(PARENT))
+    status = "FAILED"
+    try:
+        run = mlflow.active_run()
+        assert run is not None
+        yield Run(run.info.run_id)
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    except BaseException as error:
+        mlflow.set_tag("flywheel.error", str(error)[:500])
+        raise
+    finally:
+        mlflow.end_run(status)
+
+
+def prepare(uri: str, experiment: str, artifacts: Path) -> str:
+    """Make database and experiment ready and return the experiment's id. Processes that start together do it in turn:
+    three at once on a fresh database crash. Raises TrackingError."""
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    local = uri.startswith("sqlite:///")
+    database = Path(uri.removeprefix("sqlite:///"))
+    lock = database.with_suffix(".lock") if local else Path(tempfile.gettempdir()) / "flywheel-mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock):
+            mlflow.set_tracking_uri(uri)
+            client = mlflow.MlflowClient()
+            found = client.get_experiment_by_name(experiment)
+            if local:
+                # Readers and writers do not wait for each other, and a metric costs 8 ms instead of 22.
+                with sa.create_engine(uri).connect() as connection:
+                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            if found is None:
+                place = (artifacts / experiment).resolve().as_uri() if local else None
+                return str(client.create_experiment(experiment, artifact_location=place))
+            if found.lifecycle_stage == "deleted":
+                client.restore_experiment(found.experiment_id)
+            _bury_the_dead(client, found.experiment_id)
+            return str(found.experiment_id)
+    except (MlflowException, sa.exc.SQLAlchemyError, OSError) as error:
+        raise TrackingError(f"MLflow at {_shown(uri)} cannot be used: {str(error).splitlines()[0][:300]}. Check "
+                            "tracking.uri, or MLFLOW_TRACKING_URI.") from error
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A finished run as `src.evaluate` needs it: its config, and its artifacts in a local folder."""
+
+    id: str
+    name: str
+    experiment: str
+    config: dict[str, Any]
+    tags: dict[str, str]
+    folder: Path
+
+
+def find(uri: str, run_id: str, into: Path) -> StoredRun:
+    """Fetch a training run's config and student into `into`. Raises TrackingError where there is no such run."""
+    mlflow.set_tracking_uri(uri)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    client = mlflow.MlflowClient()
+    try:
+        run = client.get_run(run_id)
+        experiment = client.get_experiment(run.info.experiment_id)
+    except MlflowException as error:
+        raise TrackingError(f"run={run_id!r} is not a run at {_shown(uri)}. `mlflow ui` shows the ids of all runs.") from error
+    present = {file.path for file in client.list_artifacts(run_id)}
+    lacking = sorted({"config.yaml", "mobilenet.pt"} - present)
+    if lacking:
+        raise TrackingError(f"run={run_id!r} ({run.info.run_name}, {run.info.status}) holds no {' and no '.join(lacking)}: "
+                            "it is not a finished training run. Name one made by src.train.")
+    for name in ("config.yaml", "mobilenet.pt"):
+        client.download_artifacts(run_id, name, str(into))
+    config = yaml.safe_load((into / "config.yaml").read_text())
+    return StoredRun(run_id, run.info.run_name, experiment.name, config, dict(run.data.tags), into)
+
+
+class ParentRun(Callback):
+    """Hydra callback: every multirun is one parent run, whose id its jobs find in the environment."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        tracking = config.tracking
+        experiment_id = prepare(tracking.uri, tracking.experiment, Path(tracking.artifacts))
+        overrides = OmegaConf.to_container(config.hydra.overrides.task)
+        swept = [o for o in overrides if isinstance(o, str) and "," in o] if isinstance(overrides, list) else []
+        run = mlflow.MlflowClient().create_run(
+            experiment_id, run_name=f"sweep {' '.join(swept)}".strip()[:200],
+            tags={"flywheel.stage": "sweep", "flywheel.overrides": " ".join(map(str, overrides or []))[:5000],
+                  "flywheel.host": socket.gethostname(), "flywheel.pid": str(os.getpid())},
+        )
+        os.environ[PARENT] = run.info.run_id
+        # Hydra does not call `on_multirun_end` where a job failed, so the process's end closes the parent.
+        atexit.register(self._close, tracking.uri, run.info.run_id)
+
+    @staticmethod
+    def _close(uri: str, parent: str) -> None:
+        mlflow.set_tracking_uri(uri)
+        client = mlflow.MlflowClient()
+        experiment = client.get_run(parent).info.experiment_id
+        children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
+        states = [child.info.status for child in children]
+        client.log_metric(parent, "sweep/children", len(states))
+        client.log_metric(parent, "sweep/failed", sum(state != "FINISHED" for state in states))
+        client.log_metric(parent, "label/requests", sum(c.data.metrics.get("label/requests", 0) for c in children))
+        finished = bool(states) and all(state == "FINISHED" for state in states)
+        client.set_terminated(parent, "FINISHED" if finished else "FAILED")
+
+
+def _bury_the_dead(client: mlflow.MlflowClient, experiment_id: str) -> None:
+    """A process that was killed outright could not close its run: do it for those of this machine."""
+    running = f"attributes.status = '{RunStatus.to_string(RunStatus.RUNNING)}'"
+    for run in client.search_runs([experiment_id], running, ViewType.ACTIVE_ONLY):
+        pid = run.data.tags.get("flywheel.pid", "")
+        if run.data.tags.get("flywheel.host") == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid)):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _leaves(prefix: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(f"{name}.", value)
+        else:
+            yield name, value
+
+
+def _requirements() -> list[str]:
+    """What the student needs where it is loaded; asking MLflow to infer it would take half a minute."""
+    from importlib.metadata import version
+
+    needed = ("torch", "torchvision", "timm", "numpy", "pandas", "pillow", "hydra-core", "omegaconf", "rich")
+    return [f"{name}=={version(name).split('+')[0]}" for name in needed]
+
+
+def _shown(uri: str) -> str:
+    """The address without the password it may hold."""
+    try:
+        return sa.make_url(uri).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return uri

@@ -1,0 +1,45 @@
+"""The main job: `python -m src.train +experiment=cifar5`, from items to a tracked student.
+
+Labels what has no label yet, trains on what was accepted, judges once, and leaves everything in one MLflow run.
+"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from src.config import Job, output_folder, read
+from src.console import entry_point
+from src.labels import make_labels
+from src.record import record_labels, record_student, run_of, show_where
+from src.store import Store
+
+
+@hydra.main(config_path="../conf", config_name="job", version_base="1.3")
+@entry_point
+def main(cfg: DictConfig) -> None:
+    job: Job = read(cfg, Job)
+    with run_of(cfg, job, stage="train") as run:
+        made = make_labels(
+            task=job.task, data=job.data, teacher=job.teacher, labeler=job.labeler, quality=job.quality,
+            rehearsal=job.rehearsal, home=Path(job.home), store=Store(job.store), out=output_folder(), seed=job.seed,
+        )
+        if not run:
+            return
+        record_labels(run, made, job.task)
+        # Torch is loaded from here on: labels that are not worth training on are found out without it.
+        from src.student.distil import distil
+        from src.student.judge import judge
+
+        student = distil(
+            made.labels, made.dataset.splits, job.task, job.student, job.trainer, sharpen=job.data.shown.sharpen,
+            max_pixels=job.data.max_pixels, seed=job.seed, out=output_folder(), log=run.metrics,
+            download=job.rehearsal.mode != "always", need_weights=job.rehearsal.mode == "never",
+        )
+        judged = judge(student.trained, made.dataset.splits, max_pixels=job.data.max_pixels, seed=job.seed)
+        record_student(run, student, judged, made, job)
+    show_where(run, job)
+
+
+if __name__ == "__main__":
+    main()
