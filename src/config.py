@@ -21,6 +21,9 @@ from src.quality.spec import QualitySpec
 from src.student.spec import StudentSpec, TrainerSpec
 from src.task import TaskSpec
 
+# Absolute, so that entry points also work when they are imported and called.
+CONF = str(Path(__file__).parents[1] / "conf")
+
 
 @dataclass
 class TrackingSpec:
@@ -70,14 +73,20 @@ class Evaluation:
 
 @dataclass
 class Benchmark:
-    """`suite` names what is measured."""
+    """`suite` names what is measured; each timing takes `steps` steps and is repeated `repeats` times."""
 
     home: str
     suite: str
-    repeats: int
-    steps: int
     sizes: list[int]
     batch_size: int
+    steps: int
+    repeats: int
+    demo: bool
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "steps", "repeats"):
+            if getattr(self, key) < 2:
+                raise ConfigError(key, getattr(self, key), "2 or more")
 
 
 for name, schema in (("job", Job), ("evaluation", Evaluation), ("benchmark_job", Benchmark)):

@@ -8,20 +8,22 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from src.config import Evaluation, Job, output_folder, read
+from src.config import CONF, Evaluation, Job, output_folder, read
 from src.console import entry_point, say, table, warn
 from src.data.dataset import open_dataset
 from src.record import record_judgements, result_rows, speed_figures
 from src.tracking import find, open_run
 
 
-@hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")
+@hydra.main(config_path=CONF, config_name="evaluate", version_base="1.3")
 @entry_point
 def main(cfg: DictConfig) -> None:
     asked: Evaluation = read(cfg, Evaluation)
     out = output_folder()
     stored = find(asked.tracking.uri, asked.run, out)
-    job: Job = read(OmegaConf.merge(OmegaConf.structured(Job), stored.config), Job)
+    config = OmegaConf.merge(OmegaConf.structured(Job), stored.config)
+    assert isinstance(config, DictConfig)
+    job: Job = read(config, Job)
     dataset = open_dataset(job.task, job.data, home=Path(asked.home), download=job.rehearsal.mode != "always",
                            stand_in=job.rehearsal.mode != "never")
     if dataset.hash != stored.tags.get("dataset_hash"):

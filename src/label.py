@@ -8,14 +8,14 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from src.config import Job, output_folder, read
+from src.config import CONF, Job, output_folder, read
 from src.console import entry_point
 from src.labels import make_labels
 from src.record import record_labels, run_of
 from src.store import Store
 
 
-@hydra.main(config_path="../conf", config_name="job", version_base="1.3")
+@hydra.main(config_path=CONF, config_name="job", version_base="1.3")
 @entry_point
 def main(cfg: DictConfig) -> None:
     job: Job = read(cfg, Job)

@@ -56,8 +56,8 @@ def record_labels(run: Run, made: Labelled, task: TaskSpec) -> None:
         run.file(path)
     run.figure(figures.label_votes(made.outcome(), title="Where the labels stand", note=made.stand_ins), "labels")
     prompt = made.answers.prompt
-    run.text(f"SYSTEM\n{prompt.system}\n\nUSER\n{prompt.user}\n\nANSWER'S SCHEMA\n{json.dumps(prompt.schema, indent=1)}\n",
-             "prompt.txt")
+    schema = json.dumps(prompt.schema, indent=1)
+    run.text(f"SYSTEM\n{prompt.system}\n\nUSER\n{prompt.user}\n\nANSWER'S SCHEMA\n{schema}\n", "prompt.txt")
     parts = made.dataset.splits.sizes()
     rows = [{"item": item.key, "file": item.name, "split": part, "group": item.group or ""}
             for part in parts for item in getattr(made.dataset.splits, part)]
@@ -133,15 +133,17 @@ def result_rows(judged: "Judged") -> list[tuple[str, str]]:
 
 def evaluation(run_id: str, judged: "Judged", student: "Distilled", made: Labelled, job: Job) -> dict[str, Any]:
     """`eval.json`: every figure of the run with its interval and n."""
-    parts = {part: {"scores": judgement.scores.flat(part), "per_class": [row._asdict() for row in judgement.scores.per_class],
-                    "confusion": judgement.scores.confusion.tolist()} for part, judgement in judged.parts.items()}
-    return _without_nan({
+    scored = {part: judgement.scores for part, judgement in judged.parts.items()}
+    parts = {part: {"scores": scores.flat(part), "per_class": [row._asdict() for row in scores.per_class],
+                    "confusion": scores.confusion.tolist()} for part, scores in scored.items()}
+    found = {
         "run": run_id, "rehearsal": made.stand_ins or False, "task": job.task.name, "task_version": job.task.version,
         "classes": job.task.names, "student": job.student.name, "input_size": job.student.input_size, "seed": job.seed,
         "dataset": {"name": made.dataset.name, "hash": made.dataset.hash, **made.dataset.splits.sizes()},
         "labels": {"annotator": made.answers.annotator, "prompt_hash": made.answers.prompt.hash, **made.figures()},
         "training": student.figures(), "parts": parts, "speed": asdict(judged.speed),
-    })
+    }
+    return {key: _without_nan(value) for key, value in found.items()}
 
 
 def show_where(run: Run, job: Job) -> None:

@@ -4,6 +4,7 @@ What stands here cost money or a person's time; everything else can be derived f
 teachers, tasks or labels. SQLite by default; any SQLAlchemy address works.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -12,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 
 from src.errors import StoreError
 from src.task import Annotation, Failure
 
 SCHEMA_VERSION = 1
-LOCK_WAIT_S = 30
+LOCK_WAIT_S = 30.0
 
 metadata = sa.MetaData()
 annotations = sa.Table(
@@ -52,17 +52,22 @@ KEY = ("annotator", "prompt_hash", "item", "pass_index")
 
 
 class Store:
-    """Annotations on disk. A returned `add` means that they survive a crash of this process."""
+    """Annotations on disk. A returned `add` means that they survive a crash of this process.
 
-    def __init__(self, address: str | Path) -> None:
-        self.address = str(address)
-        if "://" not in self.address:
-            Path(self.address).parent.mkdir(parents=True, exist_ok=True)
-            self.address = f"sqlite:///{self.address}"
+    `address` is a file's path or an SQLAlchemy address. `lock_wait_s` is how long another writer is waited for.
+    """
+
+    def __init__(self, address: str | Path, *, lock_wait_s: float = LOCK_WAIT_S) -> None:
+        self._shown, url = _parse(str(address))
+        self._sqlite = url.get_backend_name() == "sqlite"
         with self._translated("opened"):
-            self._engine = sa.create_engine(self.address, **self._options())
-            if self._engine.dialect.name == "sqlite":
+            if "://" not in str(address):
+                Path(address).parent.mkdir(parents=True, exist_ok=True)
+            if self._sqlite:
+                self._engine = sa.create_engine(url, connect_args={"timeout": lock_wait_s})
                 sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            else:
+                self._engine = sa.create_engine(url, pool_pre_ping=True)
             with self._writing() as connection:
                 self._check_version(connection)
 
@@ -99,24 +104,20 @@ class Store:
     def _writing(self) -> Iterator[sa.Connection]:
         """A transaction that holds the write lock from its start, so that two labelers never number alike."""
         with self._engine.begin() as connection:
-            if self._engine.dialect.name == "sqlite":
+            if self._sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
 
-    def _options(self) -> dict[str, Any]:
-        if self.address.startswith("sqlite"):
-            return {"connect_args": {"timeout": LOCK_WAIT_S}}
-        return {"pool_pre_ping": True}
-
     def _check_version(self, connection: sa.Connection) -> None:
         if not sa.inspect(connection).has_table("schema_version"):
-            metadata.create_all(connection)
+            # Whole or not at all: tables of that name in somebody else's database are no store.
+            metadata.create_all(connection, checkfirst=False)
             connection.execute(versions.insert(), {"version": SCHEMA_VERSION})
             return
         found = connection.execute(sa.select(versions.c.version)).scalar()
         if found != SCHEMA_VERSION:
             raise StoreError(
-                f"{self.address} has schema version {found}, this Flywheel reads {SCHEMA_VERSION}: "
+                f"The annotation store {self._shown} has schema version {found}, this Flywheel reads {SCHEMA_VERSION}: "
                 "use the Flywheel version that wrote it, or point `store=` at another file."
             )
 
@@ -125,16 +126,25 @@ class Store:
         """Foreign database errors become a StoreError that says what to do; nothing is ever deleted or reset."""
         try:
             yield
-        except (DBAPIError, sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError) as error:
+        except (sa.exc.SQLAlchemyError, ImportError, OSError, ValueError, OverflowError) as error:
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise StoreError(f"The annotation store {self._shown} could not be {what}: {cause}. {_way_out(cause)}") from error
+            raise StoreError(
+                f"The annotation store {self._shown} could not be {what}: {cause}. {_way_out(cause)}"
+            ) from error
 
-    @property
-    def _shown(self) -> str:
-        try:
-            return sa.make_url(self.address).render_as_string(hide_password=True)
-        except sa.exc.ArgumentError:
-            return "(unreadable address)"
+
+def _parse(address: str) -> tuple[str, sa.URL]:
+    """What may be shown of an address, and what it means. Raises StoreError where it means nothing."""
+    if "://" not in address:
+        return address, sa.URL.create("sqlite", database=address)
+    # Up to the last @, for a password may hold one; a query may hold a password as well.
+    shown = re.sub(r"(?<=://).*@", "***@", address).partition("?")[0]
+    try:
+        return shown, sa.make_url(address)
+    except (sa.exc.ArgumentError, ValueError):
+        # Not chained: the parser's own words may quote a part of the password.
+        raise StoreError(f"The annotation store {shown} could not be opened: that is not an address such as "
+                         "postgresql://user:password@host/name (in a password, write @ as %40 and / as %2F).") from None
 
 
 def _way_out(cause: str) -> str:
@@ -142,9 +152,15 @@ def _way_out(cause: str) -> str:
         "locked": "Another process holds it: wait for that one to end, or end it, and run the same command again.",
         "full": "The disk is full: free some space and run the same command again; what was stored is safe.",
         "not a database": "The file is damaged or something else: move it aside, or restore a copy.",
-        "malformed": "The file is damaged: move it aside and recover it with `sqlite3 FILE .recover`, or restore a copy.",
+        "malformed": "The file is damaged: move it aside and recover it (`sqlite3 FILE .recover`), or restore a copy.",
+        "already exists": "It is a database of something else: point `store=` at another one.",
+        "No module named": "Install that driver, or use a file.",
+        "Can't load plugin": "Check the address's beginning, up to the colon.",
         "readonly": "The file or its folder cannot be written: check their permissions.",
-        "unable to open": "Check that its folder exists and can be written.",
+        "unable to open": "Check that it is a file and that its folder exists and can be written.",
+        "Not a directory": "Check that its folder is a folder and can be written.",
+        "File exists": "Check that its folder is a folder and can be written.",
+        "Permission denied": "Check that its folder can be written.",
     }
     return next((way for sign, way in ways.items() if sign in cause), "Nothing that was stored is lost.")
 

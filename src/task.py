@@ -43,7 +43,7 @@ class TaskSpec:
             raise ConfigError("task.classes", list(self.classes), "at least two classes")
         for name in self.classes:
             if spelling(name) != name:
-                raise ConfigError("task.classes", name, f"names in lower case with underscores, as in {spelling(name)!r}")
+                raise ConfigError("task.classes", name, f"lower case with underscores, as in {spelling(name)!r}")
         for alias, name in self.aliases.items():
             if name not in self.classes:
                 raise ConfigError(f"task.aliases.{alias}", name, f"one of {', '.join(self.classes)}")

@@ -27,6 +27,7 @@ import pandas as pd
 import psutil
 import sqlalchemy as sa
 import yaml
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from matplotlib.figure import Figure
 from mlflow.entities import RunStatus, ViewType
@@ -36,6 +37,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.errors import TrackingError
 
 PARENT = "FLYWHEEL_PARENT_RUN"  # environment variable: id of the sweep's run
+FAILED = "flywheel.failed."  # tag of the sweep's run, by the number of a job that failed: why
 SOURCE = Path(__file__).parent
 
 
@@ -79,7 +81,8 @@ class Run:
         which `example` is one; output: `label`, `confidence` and one probability column for each class."""
         schema = mlflow.types.Schema
         column = mlflow.types.ColSpec
-        out = [column("string", "label"), column("double", "confidence"), *(column("double", f"p_{c}") for c in classes)]
+        out = [column("string", "label"), column("double", "confidence")]
+        out += [column("double", f"p_{name}") for name in classes]
         signature = mlflow.models.ModelSignature(schema([column("binary", "image")]), schema(out))
         info = mlflow.pyfunc.log_model(
             name="student",
@@ -192,16 +195,25 @@ def find(uri: str, run_id: str, into: Path) -> StoredRun:
         run = client.get_run(run_id)
         experiment = client.get_experiment(run.info.experiment_id)
     except MlflowException as error:
-        raise TrackingError(f"run={run_id!r} is not a run at {_shown(uri)}. `mlflow ui` shows the ids of all runs.") from error
+        raise TrackingError(f"run={run_id!r} is not a run at {_shown(uri)}: see the ids in the MLflow UI.") from error
     present = {file.path for file in client.list_artifacts(run_id)}
     lacking = sorted({"config.yaml", "mobilenet.pt"} - present)
     if lacking:
-        raise TrackingError(f"run={run_id!r} ({run.info.run_name}, {run.info.status}) holds no {' and no '.join(lacking)}: "
-                            "it is not a finished training run. Name one made by src.train.")
+        raise TrackingError(f"run={run_id!r} ({run.info.run_name}, {run.info.status}) holds no "
+                            f"{' and no '.join(lacking)}: it is not a finished training run. Name one of src.train's.")
     for name in ("config.yaml", "mobilenet.pt"):
         client.download_artifacts(run_id, name, str(into))
     config = yaml.safe_load((into / "config.yaml").read_text())
     return StoredRun(run_id, run.info.run_name, experiment.name, config, dict(run.data.tags), into)
+
+
+def latest(uri: str, metric: str, count: int) -> list[float]:
+    """One metric of the latest runs, newest first."""
+    mlflow.set_tracking_uri(uri)
+    experiments = [experiment.experiment_id for experiment in mlflow.MlflowClient().search_experiments()]
+    order = ["attributes.start_time DESC"]
+    runs = mlflow.MlflowClient().search_runs(experiments, max_results=count, order_by=order)
+    return [run.data.metrics[metric] for run in runs]
 
 
 class ParentRun(Callback):
@@ -221,17 +233,25 @@ class ParentRun(Callback):
         # Hydra does not call `on_multirun_end` where a job failed, so the process's end closes the parent.
         atexit.register(self._close, tracking.uri, run.info.run_id)
 
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        """A job may fail before it has a run of its own; the parent names it all the same."""
+        parent = os.environ.get(PARENT)
+        if parent and job_return.status == JobStatus.FAILED:
+            mlflow.set_tracking_uri(config.tracking.uri)
+            mlflow.MlflowClient().set_tag(parent, f"{FAILED}{config.hydra.job.num}", str(job_return._return_value)[:500])
+
     @staticmethod
     def _close(uri: str, parent: str) -> None:
         mlflow.set_tracking_uri(uri)
         client = mlflow.MlflowClient()
-        experiment = client.get_run(parent).info.experiment_id
-        children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
+        run = client.get_run(parent)
+        children = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
         states = [child.info.status for child in children]
-        client.log_metric(parent, "sweep/children", len(states))
-        client.log_metric(parent, "sweep/failed", sum(state != "FINISHED" for state in states))
+        failed = sum(tag.startswith(FAILED) for tag in run.data.tags)
+        client.log_metric(parent, "sweep/finished", states.count("FINISHED"))
+        client.log_metric(parent, "sweep/failed", failed)
         client.log_metric(parent, "label/requests", sum(c.data.metrics.get("label/requests", 0) for c in children))
-        finished = bool(states) and all(state == "FINISHED" for state in states)
+        finished = not failed and bool(states) and set(states) == {"FINISHED"}
         client.set_terminated(parent, "FINISHED" if finished else "FAILED")
 
 
@@ -239,8 +259,8 @@ def _bury_the_dead(client: mlflow.MlflowClient, experiment_id: str) -> None:
     """A process that was killed outright could not close its run: do it for those of this machine."""
     running = f"attributes.status = '{RunStatus.to_string(RunStatus.RUNNING)}'"
     for run in client.search_runs([experiment_id], running, ViewType.ACTIVE_ONLY):
-        pid = run.data.tags.get("flywheel.pid", "")
-        if run.data.tags.get("flywheel.host") == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid)):
+        host, pid = run.data.tags.get("flywheel.host"), run.data.tags.get("flywheel.pid", "")
+        if host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid)):
             client.set_terminated(run.info.run_id, "KILLED")
 
 

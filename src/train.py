@@ -3,21 +3,23 @@
 Labels what has no label yet, trains on what was accepted, judges once, and leaves everything in one MLflow run.
 """
 
+import time
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from src.config import Job, output_folder, read
+from src.config import CONF, Job, output_folder, read
 from src.console import entry_point
 from src.labels import make_labels
 from src.record import record_labels, record_student, run_of, show_where
 from src.store import Store
 
 
-@hydra.main(config_path="../conf", config_name="job", version_base="1.3")
+@hydra.main(config_path=CONF, config_name="job", version_base="1.3")
 @entry_point
 def main(cfg: DictConfig) -> None:
+    started = time.monotonic()
     job: Job = read(cfg, Job)
     with run_of(cfg, job, stage="train") as run:
         made = make_labels(
@@ -37,6 +39,7 @@ def main(cfg: DictConfig) -> None:
             download=job.rehearsal.mode != "always", need_weights=job.rehearsal.mode == "never",
         )
         judged = judge(student.trained, made.dataset.splits, max_pixels=job.data.max_pixels, seed=job.seed)
+        run.metrics({"train/first_step_s": student.fitted.first_step_at - started})
         record_student(run, student, judged, made, job)
     show_where(run, job)
 

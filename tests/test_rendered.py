@@ -13,21 +13,26 @@ from sklearn.preprocessing import StandardScaler
 
 from src.data.rendered import SIDE, draw
 
-CONF = Path(__file__).parents[1] / "conf" / "data" / "rendered.yaml"
+CONF = Path(__file__).parents[1] / "conf" / "data" / "source" / "rendered.yaml"
 
 
 @pytest.fixture(scope="module")
 def shapes() -> Any:
-    return OmegaConf.load(CONF).source.shapes
+    return OmegaConf.load(CONF).shapes
 
 
 def _bytes(root: Path) -> dict[str, bytes]:
     return {str(file.relative_to(root)): file.read_bytes() for file in sorted(root.rglob("*.png"))}
 
 
+def _pixels(file: Path) -> Any:
+    with Image.open(file) as image:
+        return np.asarray(image, np.float32)
+
+
 def test_writes_the_counted_pictures_of_every_class(tmp_path: Path, shapes: Any) -> None:
     told: list[float] = []
-    root = draw(tmp_path / "pictures", train_per_class=3, test_per_class=2, seed=0, shapes=shapes, progress=told.append)
+    root = draw(tmp_path / "pictures", train_per_class=3, test_per_class=2, seed=0, shapes=shapes, told=told.append)
     expected = {
         f"{folder}/{name}/{name}_{number:05d}.png"
         for folder, count in (("train", 3), ("test", 2))
@@ -35,7 +40,7 @@ def test_writes_the_counted_pictures_of_every_class(tmp_path: Path, shapes: Any)
         for number in range(1, count + 1)
     }
     assert set(_bytes(root)) == expected
-    assert {(image.size, image.mode) for image in map(Image.open, root.rglob("*.png"))} == {((SIDE, SIDE), "RGB")}
+    assert {_pixels(file).shape for file in root.rglob("*.png")} == {(SIDE, SIDE, 3)}
     assert len(told) == len(expected) and told == sorted(told) and told[-1] == 1
 
 
@@ -63,17 +68,15 @@ def test_unknown_key_in_a_description_is_an_error(tmp_path: Path) -> None:
 
 def test_pixels_alone_do_not_tell_the_classes(tmp_path: Path, shapes: Any) -> None:
     """A linear reader of pixels must stay below 0.80, or beating it would prove nothing about the student."""
-    root = draw(tmp_path, train_per_class=120, test_per_class=60, seed=0, shapes=shapes)
+    root = draw(tmp_path, train_per_class=100, test_per_class=40, seed=0, shapes=shapes)
 
     def read(folder: str) -> tuple[Any, list[str]]:
         files = sorted((root / folder).rglob("*.png"))
-        return np.array([np.asarray(Image.open(file), np.float32).ravel() for file in files]), [
-            file.parent.name for file in files
-        ]
+        return np.array([_pixels(file).ravel() for file in files]), [file.parent.name for file in files]
 
     train, test = read("train"), read("test")
     best = max(
         make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=200, tol=1e-3)).fit(*train).score(*test)
-        for c in (1e-4, 1e-3, 1e-2)
+        for c in (1e-3, 1e-2)
     )
     assert 0.3 < best < 0.80

@@ -53,7 +53,9 @@ def open_dataset(task: TaskSpec, spec: DataSpec, *, home: Path, download: bool, 
     found = scan(root, task, max_pixels=spec.max_pixels, truth_csv=_path(spec.truth_csv), gold_csv=_path(spec.gold_csv))
     if found.broken:
         warn(describe_broken(found.broken))
-    _check_truth(task, root, [*found.train, *found.test], gold_only=bool(spec.gold_csv))
+    if unknown := sum(item.truth is None for item in found.test):
+        warn(f"{unknown} of {len(found.test)} images in {root / 'test'} have no known truth and are left out.")
+    _check_truth(task, root, found.train, gold_only=bool(spec.gold_csv))
     parts = split(found.train, found.test, gold=found.gold, gold_size=spec.gold_size, test_size=spec.test_size,
                   validation_share=spec.validation_share, seed=spec.split_seed, classes=len(task.names))
     sizes = ", ".join(f"{name} {size}" for name, size in parts.sizes().items())
@@ -91,7 +93,7 @@ def _check_truth(task: TaskSpec, root: Path, items: list[Item], *, gold_only: bo
     missing = [name for name in task.names if not known[name]]
     if missing and not gold_only:
         raise DataError(
-            f"No image of class {', '.join(missing)} in {root}: add some, or take the class out of "
+            f"No image of class {', '.join(missing)} to learn from in {root}: add some, or take the class out of "
             f"conf/task/{task.name}.yaml."
         )
     if missing:

@@ -9,7 +9,7 @@ import csv
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def in_place(into: Path, *, root: Path | None, classes: Sequence[str], download:
     """The source that brings nothing: the images already lie in `data.root`."""
     if root is None:
         raise DataError("data=folder needs data.root=FOLDER, the folder that holds the images.")
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"data.root={str(root)!r} is not a folder. Name the folder that holds the images.")
     return root
 
@@ -49,14 +49,17 @@ def scan(root: Path, task: TaskSpec, *, max_pixels: int, truth_csv: Path | None 
     A byte-identical copy of a test image in the training part is dropped from training. Raises DataError where there
     is nothing to read, a class folder is not a class of the task, or a CSV does not fit.
     """
-    parts = {part: root / part for part in ("train", "test") if (root / part).is_dir()}
+    # os.path.isdir also answers where a folder may not be entered; Path.is_dir raises there before Python 3.14.
+    parts = {part: root / part for part in ("train", "test") if os.path.isdir(root / part)}
     if "test" in parts and "train" not in parts:
         raise DataError(f"{root} holds test/ but no train/. Put the images to label into {root / 'train'}.")
     files = {part: image_files(folder) for part, folder in (parts or {"train": root}).items()}
     if not any(files.values()):
         raise DataError(f"No images in {root}. Files ending in {', '.join(sorted(SUFFIXES))} are read.")
-    truths = read_csv(truth_csv, root, task) if truth_csv else {}
-    gold = read_csv(gold_csv, root, task) if gold_csv else {}
+    images = {path.resolve() for part in files.values() for path in part}
+    truths = read_csv(truth_csv, root, task, images) if truth_csv else {}
+    gold = read_csv(gold_csv, root, task, images) if gold_csv else {}
+    golden: set[str] = set()
     by_key: dict[str, tuple[str, Item]] = {}
     broken: dict[str, str] = {}
     duplicates = 0
@@ -71,7 +74,8 @@ def scan(root: Path, task: TaskSpec, *, max_pixels: int, truth_csv: Path | None 
                 except (OSError, Unreadable) as error:
                     broken[name] = str(error)
                     continue
-                row = gold.get(path) or truths.get(path) or {}
+                place = path.resolve()
+                row = truths.get(place, {}) | gold.get(place, {})
                 item = Item(
                     key=hashlib.sha256(payload).hexdigest(),
                     payload=path,
@@ -81,37 +85,48 @@ def scan(root: Path, task: TaskSpec, *, max_pixels: int, truth_csv: Path | None 
                     attributes={k: v for k, v in row.items() if k not in ("file", "label", "group")},
                     truth=row["label"] if row else _class_of(path, parts.get(part, root), task, bool(truths or gold)),
                 )
+                if place in gold:
+                    golden.add(item.key)
                 if item.key in by_key:
                     duplicates += 1
-                    _refuse_two_truths(by_key[item.key][1], item)
-                    item = replace(by_key[item.key][1], truth=by_key[item.key][1].truth or item.truth)
-                    by_key[item.key] = (by_key[item.key][0], item)
+                    at, first = by_key[item.key]
+                    by_key[item.key] = (at, _merged(first, item))
                 else:
                     by_key[item.key] = (part, item)
         update(sum(map(len, files.values())))
     if not by_key:
-        first = next(iter(broken.items()))
-        raise DataError(f"None of the {len(broken)} images in {root} can be read; {first[0]}: {first[1]}")
+        raise DataError(f"None of the {len(broken)} images in {root} can be read. {describe_broken(broken)}")
     items = {part: [item for at, item in by_key.values() if at == part] for part in ("train", "test")}
-    paths = {path.resolve() for path in gold}
-    found = frozenset(item.key for item in items["train"] if Path(item.payload).resolve() in paths)
+    found = frozenset(item.key for item in items["train"] if item.key in golden)
     return Scan(items["train"], items["test"], found, broken, duplicates)
 
 
 def image_files(root: Path) -> list[Path]:
-    """Every image file below `root` in one order on every machine; hidden files and folders are left alone."""
-    found = []
+    """Every image file below `root` in one order on every machine; what is hidden is left alone.
+
+    Links are followed, but not into a folder that they come from.
+    """
+    found: list[Path] = []
+    above: dict[str, frozenset[str]] = {}
     try:
-        for base, folders, names in os.walk(root, onerror=_raise):
+        for base, folders, names in os.walk(root, onerror=_raise, followlinks=True):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            found += [Path(base, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
+            place, outer = os.path.realpath(base), above.get(os.path.dirname(base), frozenset())
+            if place in outer:
+                folders.clear()
+                continue
+            above[base] = outer | {place}
+            images = [name for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
+            found += [Path(base, name) for name in images]
     except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}. Check its permissions.") from error
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}): check its permissions.") from error
     return sorted(found)
 
 
-def read_csv(path: Path, root: Path, task: TaskSpec) -> dict[Path, dict[str, str]]:
-    """Rows by the image they speak of; `file` is relative to `root`, to `root/train` or to the CSV's own folder."""
+def read_csv(path: Path, root: Path, task: TaskSpec, images: Collection[Path]) -> dict[Path, dict[str, str]]:
+    """Rows by the image they speak of, one of `images` (resolved paths); `file` is relative to `root`, to its train/
+    or test/, or to the CSV's own folder. Raises DataError where a row fits no image or no class: none is lost silently.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             rows = list(csv.DictReader(lines))
@@ -121,13 +136,19 @@ def read_csv(path: Path, root: Path, task: TaskSpec) -> dict[Path, dict[str, str
         raise DataError(f"{path} needs the columns `file` and `label` and at least one row.")
     found: dict[Path, dict[str, str]] = {}
     for number, row in enumerate(rows, start=2):
-        places = [base / row["file"] for base in (root, root / "train", root / "test", path.parent)]
-        place = next((p for p in places if p.is_file()), None)
+        named = row["file"] or ""
+        places = [(base / named).resolve() for base in (root, root / "train", root / "test", path.parent)]
+        place = next((p for p in places if p in images), None)
         if place is None:
-            raise DataError(f"{path}, line {number}: there is no file {row['file']!r} in {root} or beside the CSV.")
+            raise DataError(f"{path}, line {number}: there is no image {named!r} in {root}. Names are relative to that "
+                            "folder, to its train/ or test/, or to the CSV's own folder.")
         label = task.map_label(row["label"])
         if label is None:
-            raise DataError(f"{path}, line {number}: {row['label']!r} is not a class. Classes: {', '.join(task.names)}.")
+            raise DataError(f"{path}, line {number}: {row['label']!r} is not a class. "
+                            f"Classes: {', '.join(task.names)}.")
+        if place in found and found[place]["label"] != label:
+            raise DataError(f"{path}, line {number}: {named!r} is {found[place]['label']} in a line above and {label} "
+                            "here. Delete the wrong one.")
         found[place] = {key: value or "" for key, value in row.items() if key is not None} | {"label": label}
     return found
 
@@ -155,12 +176,15 @@ def _class_of(path: Path, part: Path, task: TaskSpec, has_csv: bool) -> str | No
     return label
 
 
-def _refuse_two_truths(first: Item, second: Item) -> None:
+def _merged(first: Item, second: Item) -> Item:
+    """The first of two files with the same bytes, with what only the second one's row tells."""
     if first.truth and second.truth and first.truth != second.truth:
         raise DataError(
             f"{first.name} ({first.truth}) and {second.name} ({second.truth}) are the same image with two truths. "
             "Delete the wrong one."
         )
+    return replace(first, truth=first.truth or second.truth, group=first.group or second.group,
+                   attributes=first.attributes or second.attributes)
 
 
 def _raise(error: OSError) -> None:

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
 from src.data.spec import Shown
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 # The published recipe's sharpening of enlarged images: radius in pixels, strength in percent, threshold in levels.
 UNSHARP = ImageFilter.UnsharpMask(radius=1, percent=150, threshold=3)
+# A strip of 1×5000 pixels is small, but with its shorter side at 224 it fills gigabytes, and no JPEG can be that long.
+MAX_ASPECT = 15
 
 
 class Unreadable(Exception):
@@ -24,15 +26,24 @@ class Unreadable(Exception):
 
 
 def decode(payload: bytes, max_pixels: int) -> Image.Image:
-    """An RGB image, upright by its EXIF flag; transparency lies on white. The size is checked before decoding."""
+    """An RGB image, upright by its EXIF flag, of an animation the first picture; transparency lies on white.
+
+    Raises Unreadable. The size is checked before decoding.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit stands below; Pillow's other warnings are about metadata
             with Image.open(io.BytesIO(payload)) as image:
                 if image.width * image.height > max_pixels:
                     raise Unreadable(f"{image.width}x{image.height} pixels, more than data.max_pixels={max_pixels}")
+                if max(image.size) > MAX_ASPECT * min(image.size):
+                    raise Unreadable(f"{image.width}x{image.height} pixels, a strip longer than {MAX_ASPECT} to 1")
+                if image.mode in ("I", "F"):
+                    raise Unreadable("32 bits per pixel, and nothing says which value is white: save it with 8 or 16")
                 image.load()
                 upright = ImageOps.exif_transpose(image)
+                if upright.mode.startswith("I;16"):  # Pillow would cut off at 255, and nearly everything were white
+                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
                 if "A" in upright.getbands() or "transparency" in upright.info:
                     upright = upright.convert("RGBA")
                     upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
@@ -41,6 +52,8 @@ def decode(payload: bytes, max_pixels: int) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise Unreadable(f"too many pixels: {error}") from error
+    except UnidentifiedImageError as error:  # its own text is the address of our buffer
+        raise Unreadable("not an image of a known kind") from error
     except Exception as error:  # Pillow raises a dozen types on damaged files, SyntaxError among them
         raise Unreadable(f"damaged or not an image: {error}") from error
 

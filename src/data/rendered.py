@@ -1,9 +1,9 @@
 """A drawn stand-in for a photo data set: small RGB pictures of described things, in class folders.
 
-Contract: `draw` writes `root/{train,test}/<class>/<class>_00001.png` from a description of each class, byte for byte the
-same for the same seed, description and library versions; picture i of a class depends on neither the counts nor the
-other classes. What the classes are stands in the description (conf/data/rendered.yaml), never here. This module knows
-nothing about splits, labels, teachers or students.
+Contract: `draw` writes `root/{train,test}/<class>/<class>_00001.png` from a description of each class, byte for byte
+the same for the same seed, description and library versions; picture i of a class depends on neither the counts nor the
+other classes. What the classes are stands in the description (conf/data/source/rendered.yaml), never here. This module
+knows nothing about splits, labels, teachers or students.
 
 Every thing is a stack of parts, and every part a body of revolution: half widths along an axis give its outline and
 also its surface normals, so one routine draws and lights a fruit, a stalk and a leaf. Lengths are in half pictures
@@ -21,6 +21,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+
+from src.console import progress
+from src.errors import DataError
 
 SIDE = 32  # pixels of a written picture
 FINE = 2 * SIDE  # pixels it is drawn at; edges are antialiased besides, from their distance
@@ -68,7 +71,8 @@ class Part:
 class View:
     """One way in which a class may look: its own colours (one is drawn by lot) and its parts from back to front.
 
-    share: among the class's views. tilt: degrees to either side. blush: the chance that a second colour runs in.
+    share: among the class's views. tilt: degrees to either side within which most things lean. blush: the chance that
+    a second of the colours runs into the first.
     """
 
     colours: tuple[Colour, ...]
@@ -78,6 +82,32 @@ class View:
     blush: float = 0.0
 
 
+def bring(
+    into: Path,
+    *,
+    root: Path | None,
+    classes: Sequence[str],
+    download: bool,
+    train_per_class: int,
+    test_per_class: int,
+    seed: int,
+    shapes: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> Path:
+    """As a data source: fill `into` with the task's classes. Raises DataError for a class without a description."""
+    missing = [name for name in classes if name not in shapes]
+    if missing:
+        raise DataError(
+            f"There are no drawings of {', '.join(missing)}, only of {', '.join(shapes)}: give real images with "
+            "data=folder data.root=FOLDER, or describe the class in conf/data/source/rendered.yaml."
+        )
+    wanted = {name: shapes[name] for name in classes}
+    total = len(wanted) * (train_per_class + test_per_class)
+    with progress("drawing images", total) as update:
+        draw(into, train_per_class=train_per_class, test_per_class=test_per_class, seed=seed, shapes=wanted,
+             told=lambda share: update(round(share * total)))
+    return into
+
+
 def draw(
     root: Path,
     *,
@@ -85,11 +115,11 @@ def draw(
     test_per_class: int,
     seed: int,
     shapes: Mapping[str, Sequence[Mapping[str, Any]]],
-    progress: Callable[[float], None] | None = None,
+    told: Callable[[float], None] | None = None,
 ) -> Path:
     """Write the pictures of every class under `root`, over what is there, and return `root`.
 
-    shapes: class name -> its views, as in `View` and `Part`. progress: told the share done, rising to 1.
+    shapes: class name -> its views, as in `View` and `Part`. told: called with the share done, rising to 1.
     Raises TypeError for a description with an unknown or a missing key, OSError if `root` cannot be written.
     """
     classes = {name: _views(views) for name, views in shapes.items()}
@@ -102,8 +132,8 @@ def draw(
                 rng = np.random.default_rng([seed, zlib.crc32(name.encode()), half, number])
                 picture(views, rng).save(home / f"{name}_{number:05d}.png")
                 done += 1
-                if progress is not None:
-                    progress(done / total)
+                if told is not None:
+                    told(done / total)
     return root
 
 
@@ -149,7 +179,7 @@ def _paint(
     canvas: Array, part: Part, frame: Array, centre: Array, skin: Array, blush: Array | None, light: Array,
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
-    """Draw one lit part in colour `skin`; `frame` (2 x 2) and `centre` take its thing's coordinates to the picture's."""
+    """Draw one lit part in colour `skin`; `frame` (2 x 2) and `centre` take its thing's coordinates to the picture."""
     wide, long = (size * min(max(float(rng.normal(1, part.vary)), 0.7), 1.3) for size in part.size)
     axes, middle = frame @ _rotation(rng.uniform(*part.turn)), centre + frame @ part.at
     (a, b), (c, d) = axes.tolist()
@@ -228,7 +258,7 @@ def _tables(part: Part, rng: np.random.Generator) -> tuple[Array, Array]:
 
 
 def _background(rng: np.random.Generator) -> Array:
-    """FINE x FINE x 3: two colours run into each other, often a table's edge, and over it a cloudy or streaky texture."""
+    """FINE x FINE x 3: two colours run into each other, often a table's edge, and a cloudy or streaky texture."""
     way = rng.normal(0, 0.5, 2).tolist()
     slope = (0.5 + way[0] * _AXIS + way[1] * _AXIS[:, None]).clip(0, 1)
     canvas = _mix(_pick(_SCENERY, rng)[None, None], _pick(_SCENERY, rng), slope)

@@ -20,7 +20,7 @@ class Splits:
 
     `choose` and `certify` are the two halves of gold: the first is for calibration and choices, the second for the
     guarantee alone. `train` and `validation` are the pool that a teacher labels. `moved` counts items that left their
-    part because a group or a twin of theirs stands elsewhere.
+    part because a group or a twin of theirs stands elsewhere; they are in none.
     """
 
     choose: list[Item]
@@ -45,37 +45,42 @@ def split(items: Sequence[Item], test: Sequence[Item], *, gold: frozenset[str], 
 
     `test` are the items of a test part that exists already, else `test_size` items with known truth become one.
     `gold`, where not empty, are the keys that are gold; else `gold_size` items with known truth are. Parts are
-    stratified by truth where it is known.
+    stratified by truth where it is known; where groups are large, sizes are as near as whole groups come.
     """
     clusters = _clusters([*test, *items])
     held = {item.key for item in test}
-    moved = [item for c in clusters if any(i.key in held for i in c) for item in c if item.key not in held]
     free = [c for c in clusters if not any(i.key in held for i in c)]
-    parts: dict[str, list[Item]] = {"test": [i for i in test if i.truth]}
-    if not test and test_size and any(c[0].truth for c in free) and not gold:
-        parts["test"], free = _take(free, test_size, seed, "test")
-    if gold:
-        chosen = [c for c in free if any(i.key in gold for i in c)]
-        moved += [item for c in chosen for item in c if item.key not in gold]
-        golden = [[i for i in c if i.key in gold] for c in chosen]
-        free = [c for c in free if not any(i.key in gold for i in c)]
-        size = sum(map(len, golden))
-    else:
-        taken, free = _take(free, gold_size, seed, "gold")
-        golden, size = _clusters(taken), len(taken)
+    chosen = [c for c in free if any(i.key in gold for i in c)]
+    free = [c for c in free if not any(i.key in gold for i in c)]
+    tested = [[i] for i in test if i.truth]
+    if not test and any(i.truth for c in free for i in c):
+        tested, free = _take(free, test_size, seed, "test")
+    if not gold:
+        chosen, free = _take(free, gold_size, seed, "gold")
+    golden = [kept for c in chosen if (kept := [i for i in c if i.truth and (not gold or i.key in gold)])]
+    size = sum(map(len, golden))
     if size < classes:
         raise DataError(
             f"{size} gold items for {classes} classes are too few: give at least one of each, better 100 to 300 "
-            "(data.gold_size, or more rows in data.gold_csv)."
+            f"(more rows in data.gold_csv, or a larger data.gold_size={gold_size}, and a smaller "
+            f"data.test_size={test_size} if that leaves nothing). Groups stay whole, and large ones may not fit."
         )
-    parts["choose"], rest = _take(golden, (size + 1) // 2, seed, "choose")
-    parts["certify"] = [item for c in rest for item in c]
+    choose, certify = _take(golden, (size + 1) // 2, seed, "choose")
     pool = sum(map(len, free))
-    if pool < 2:
-        raise DataError(f"After gold and test, {pool} item(s) are left to label: lower data.gold_size or data.test_size.")
-    parts["validation"], rest = _take(free, max(1, round(pool * validation_share)), seed, "validation")
-    parts["train"] = [item for c in rest for item in c]
-    return Splits(**{name: sorted(part, key=lambda item: item.key) for name, part in parts.items()}, moved=len(moved))
+    if len(free) < 2:
+        raise DataError(
+            f"After gold and test, {pool} item(s) in {len(free)} group(s) are left to label, and training and "
+            f"validation need one group each: add items, or lower data.gold_size={gold_size} or "
+            f"data.test_size={test_size}."
+        )
+    validation, train = _take(free, min(max(1, round(pool * validation_share)), pool - 1), seed, "validation")
+    if not validation or not train:  # a few large groups: the smallest one judges training
+        train, validation = sorted(free, key=len)[1:], sorted(free, key=len)[:1]
+    parts = {"choose": choose, "certify": certify, "train": train, "validation": validation,
+             "test": [[i for i in c if i.truth] for c in tested]}
+    found = {name: sorted((i for c in part for i in c), key=lambda item: item.key) for name, part in parts.items()}
+    placed = {item.key for part in found.values() for item in part}
+    return Splits(**found, moved=sum(item.key not in placed for item in items))
 
 
 def _clusters(items: Sequence[Item]) -> list[list[Item]]:
@@ -98,42 +103,40 @@ def _clusters(items: Sequence[Item]) -> list[list[Item]]:
     return sorted(found.values(), key=lambda cluster: cluster[0].key)
 
 
-def _take(clusters: Sequence[list[Item]], size: int, seed: int, salt: str) -> tuple[list[Item], list[list[Item]]]:
-    """About `size` items, each class in proportion, whole clusters only; and the clusters that are left.
+def _take(clusters: Sequence[list[Item]], size: int, seed: int, salt: str) -> tuple[list[list[Item]], list[list[Item]]]:
+    """Clusters with about `size` items, each class in proportion; and the clusters that are left.
 
     For gold and test, only clusters with known truth can be taken: they are the only ones that can be judged.
     """
     need_truth = salt in ("gold", "test", "choose")
     strata: dict[str, list[list[Item]]] = defaultdict(list)
     for cluster in clusters:
-        truth = Counter(item.truth or "" for item in cluster).most_common(1)[0][0]
-        if truth or not need_truth:
-            strata[truth].append(cluster)
-    available = sum(len(c) for stratum in strata.values() for c in stratum)
-    taken: list[Item] = []
-    keys: set[str] = set()
-    quotas = _quotas({name: sum(map(len, stratum)) for name, stratum in strata.items()}, min(size, available))
+        known = Counter(item.truth for item in cluster if item.truth).most_common(1)
+        if known or not need_truth:
+            strata[known[0][0] if known else ""].append(cluster)
+    sizes = {name: sum(map(len, stratum)) for name, stratum in strata.items()}
+    quotas = _quotas(sizes, min(size, sum(sizes.values())))
+    taken: set[str] = set()
+    owed = 0
     for name, stratum in sorted(strata.items()):
-        count = 0
+        owed += quotas[name]  # what whole clusters gave one class too much or too little, the next one settles
         for cluster in sorted(stratum, key=lambda c: _rank(seed, salt, c[0].key)):
-            if count + len(cluster) > quotas[name] and (count or len(cluster) > 2 * max(quotas[name], 1)):
-                continue
-            if count >= quotas[name]:
-                break
-            taken += cluster
-            keys.add(cluster[0].key)
-            count += len(cluster)
-    return taken, [c for c in clusters if c[0].key not in keys]
+            if len(cluster) <= 2 * owed:  # nearer with it than without
+                taken.add(cluster[0].key)
+                owed -= len(cluster)
+    return [c for c in clusters if c[0].key in taken], [c for c in clusters if c[0].key not in taken]
 
 
 def _quotas(sizes: dict[str, int], total: int) -> dict[str, int]:
     """Largest-remainder shares of `total`, by class size; every class that exists gets one where `total` allows."""
     available = sum(sizes.values())
-    exact = {name: total * size / available for name, size in sizes.items()} if available else {}
-    quota = {name: int(share) for name, share in exact.items()}
-    left = total - sum(quota.values())
-    for name in sorted(exact, key=lambda name: (quota[name] > 0, quota[name] - exact[name], name))[:left]:
-        quota[name] += 1
+    exact = {name: total * size / available for name, size in sorted(sizes.items()) if size}
+    least = int(total >= len(exact))
+    quota = {name: max(least, int(share)) for name, share in exact.items()}
+    while sum(quota.values()) < total:
+        quota[max(quota, key=lambda name: exact[name] - quota[name])] += 1
+    while sum(quota.values()) > total:
+        quota[max(quota, key=lambda name: (quota[name] > 1, quota[name] - exact[name]))] -= 1
     return quota
 
 

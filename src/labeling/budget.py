@@ -5,11 +5,15 @@ Knows nothing about requests; the worst case of one is an argument.
 
 
 class Budget:
-    """A cap that counts what is in flight: a request starts only if its worst case still fits."""
+    """A cap that counts what is in flight: a request starts only if its worst case still fits.
+
+    `spent_usd` is what was settled so far, `in_flight` how many promises are not settled yet.
+    """
 
     def __init__(self, cap_usd: float) -> None:
         self.cap_usd = cap_usd
         self.spent_usd = 0.0
+        self.in_flight = 0
         self._reserved_usd = 0.0
 
     def reserve(self, worst_usd: float) -> bool:
@@ -18,9 +22,12 @@ class Budget:
         if worst_usd > 0 and self.spent_usd + self._reserved_usd + worst_usd > self.cap_usd:
             return False
         self._reserved_usd += worst_usd
+        self.in_flight += 1
         return True
 
     def settle(self, worst_usd: float, cost_usd: float) -> None:
         """Turn a promise into what it cost in the end (0 where nothing was charged)."""
-        self._reserved_usd -= worst_usd
+        self.in_flight -= 1
+        # Sums of many cents drift; nothing in flight means nothing promised.
+        self._reserved_usd = self._reserved_usd - worst_usd if self.in_flight else 0.0
         self.spent_usd += cost_usd

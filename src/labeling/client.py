@@ -17,6 +17,7 @@ from src.labeling.prompt import Prompt
 from src.labeling.teacher import LOOPBACK, Teacher
 from src.task import Failure, TaskSpec
 
+SECRET_CHARS = 8  # the least length of a key that is worth hiding
 
 class Client:
     """Asks one teacher with one prompt. Use as `async with Client(...) as client`."""
@@ -80,15 +81,23 @@ class Client:
             async with self._session.post(self._address, json=self.body(image),
                                           headers={"Idempotency-Key": question}) as response:
                 text = (await response.read()).decode("utf-8", errors="replace")
-                outcome = classify(response.status, response.headers, self._without_key(text), self._task, now=time.time())
+                outcome = classify(response.status, response.headers, self._without_key(text), self._task,
+                                   now=time.time())
         except TimeoutError:
             outcome = Outcome(failure=Failure.TIMEOUT, why=f"no answer within {self._teacher.timeout_s:g} s")
         except aiohttp.InvalidURL as error:
             raise TeacherError(f"teacher.base_url={self._teacher.base_url!r} is not an address.") from error
+        except aiohttp.ClientConnectorError as error:  # nothing was sent, so nothing can be charged
+            outcome = Outcome(failure=Failure.CONNECTION, why=str(error), cost_usd=0.0)
         except (aiohttp.ClientError, OSError) as error:
-            outcome = Outcome(failure=Failure.CONNECTION, why=self._without_key(str(error) or type(error).__name__))
-        return replace(outcome, latency_s=time.perf_counter() - started)
+            outcome = Outcome(failure=Failure.CONNECTION, why=str(error) or type(error).__name__)
+        # Once more, since a key that was escaped in the body is whole again in what was read from it.
+        told: dict[str, Any] = {name: self._without_key(value) for name, value in vars(outcome).items()
+                                if type(value) is str}
+        return replace(outcome, **told, latency_s=time.perf_counter() - started)
 
     def _without_key(self, text: str) -> str:
-        """Providers echo keys in their errors, and replies are stored."""
-        return text.replace(self._teacher.key, "***") if self._teacher.key else text
+        """Providers echo keys in their errors, and replies are stored. A placeholder such as `x`, which local servers
+        are given, is no secret, and to strike it out would garble every reply."""
+        key = self._teacher.key or ""
+        return text.replace(key, "***") if len(key) >= SECRET_CHARS else text

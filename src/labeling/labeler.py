@@ -26,6 +26,7 @@ from src.store import Store
 from src.task import Annotation, Failure, Item, TaskSpec
 
 GIVE_UP_AFTER = 20  # questions failed in a row: whatever ails them ails the next ones too
+UNBILLED = (Failure.RATE_LIMIT, Failure.OVERLOADED, Failure.BAD_REQUEST)  # turned away before any work was done
 UNREACHABLE_AFTER = 3  # tries without any answer at the start of a run: the address is wrong or nothing runs there
 
 
@@ -70,6 +71,8 @@ class Labeler:
         self._labels: dict[str, dict[int, str]] = defaultdict(dict)
         self._stop: FlywheelError | KeyboardInterrupt | None = None
         self._stopping = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._worst_usd = 0.0
         self._heard = False
         self._failed_in_a_row = 0
         self._waiting: list[tuple[Annotation, asyncio.Future[None]]] = []
@@ -83,22 +86,32 @@ class Labeler:
         """
         started = time.monotonic()
         questions = iter(plan.questions)
+        self._worst_usd = plan.worst_usd
         total = len(plan.questions)
 
         async def work() -> None:
             for question in questions:
                 if self._stop:
                     return
-                await self._settle(question, plan.worst_usd)
+                await self._settle(question)
                 self._tally.seconds = time.monotonic() - started
                 done = self._tally.answered + self._tally.failed
                 left = (total - done) * self._tally.seconds / done if done else 0.0
                 update(done, f"{self._tally} · {left:.0f} s left")
 
         with self._signals():
-            async with Client(self._teacher, self._prompt, self._task, connections=self._spec.concurrency) as client:
-                self._client = client
-                results = await asyncio.gather(*(work() for _ in range(self._spec.concurrency)), return_exceptions=True)
+            try:
+                width = self._spec.concurrency
+                async with Client(self._teacher, self._prompt, self._task, connections=width) as self._client:
+                    workers = (work() for _ in range(width))
+                    results = await asyncio.gather(*workers, return_exceptions=True)
+            except asyncio.CancelledError:
+                if isinstance(self._stop, KeyboardInterrupt):
+                    raise self._stop from None
+                raise
+            finally:
+                if self._writing:
+                    await self._writing
         for result in results:
             if isinstance(result, BaseException):
                 raise result
@@ -107,31 +120,32 @@ class Labeler:
             raise self._stop
         return self._tally
 
-    async def _settle(self, question: Question, worst_usd: float) -> None:
+    async def _settle(self, question: Question) -> None:
         """Bring one question to its end: an answer, or the failure that remains when its tries are used up."""
         try:
             image, shown_hash = self._show(question.item)
             content_tries = 0
             for tries in range(1, self._spec.max_attempts + 1):
                 await self._pacer.ready()
-                if self._stop or not self._afford(worst_usd):
+                worst_usd = await self._afford()
+                if worst_usd is None:
                     return
                 outcome = await self._ask(question, image, worst_usd)
                 failure = outcome.failure
                 content_tries += failure is not None and not failure.transient
                 last = tries == self._spec.max_attempts or content_tries == self._spec.max_content_attempts
                 last = last or failure == Failure.BAD_REQUEST
-                # A stored failure is one that was paid for, judged final, or the question's last.
-                if failure is None or not failure.transient or last or outcome.cost_usd:
+                if outcome.retry_after_s and failure and failure.transient:
+                    self._pacer.pause(outcome.retry_after_s)
+                # A stored failure is one that was paid for, judged final, or the question's last; what is wrong with
+                # the key or the address is no fault of this item.
+                if not outcome.fatal and (failure is None or not failure.transient or last or outcome.cost_usd):
                     await self._keep(self._annotation(question, outcome, shown_hash))
                 if self._must_stop(outcome) or failure is None or last:
                     self._count(question, outcome)
                     return
-                if failure.transient:
-                    if outcome.retry_after_s is not None:
-                        self._pacer.pause(outcome.retry_after_s)
-                    else:
-                        await self._pacer.back_off(tries)
+                if failure.transient and not outcome.retry_after_s:
+                    await self._pacer.back_off(tries)
         except FlywheelError as error:
             self._end(error)
         except Exception:
@@ -142,33 +156,46 @@ class Labeler:
         """Ask nothing more; the first reason is the one that is told."""
         self._stop = self._stop or why
         self._stopping.set()
+        self._pacer.release()
 
     async def _nap(self, seconds: float) -> None:
         """Sleep, but not through the end of the run: a server may ask for minutes of patience."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
-    def _afford(self, worst_usd: float) -> bool:
-        if self._budget.reserve(worst_usd):
-            return True
-        self._end(TeacherError(
-            f"labeler.max_cost_usd={self._budget.cap_usd:g} is reached: ${self._budget.spent_usd:.4f} spent, and one more "
-            f"question can cost ${worst_usd:.4f}. Every answer is kept; raise the cap to go on from here."
-        ))
-        return False
+    async def _afford(self) -> float | None:
+        """Reserve one question's worst case and return it, or None where nothing more shall be asked."""
+        while not self._stop:
+            worst_usd = self._worst_usd
+            if self._budget.reserve(worst_usd):
+                return worst_usd
+            if self._budget.in_flight:
+                # What is in flight may cost less than its worst case.
+                self._settled.clear()
+                await self._settled.wait()
+                continue
+            self._end(TeacherError(
+                f"labeler.max_cost_usd={self._budget.cap_usd:g} is reached: ${self._budget.spent_usd:.4f} spent, and "
+                f"one more question can cost ${worst_usd:.4f}. Every answer is kept; raise the cap to go on from here."
+            ))
+        return None
 
     async def _ask(self, question: Question, image: bytes, worst_usd: float) -> Outcome:
-        # A request that ends without our hearing of it may have cost its worst case, and the cap must hold.
-        cost, timed_out = worst_usd, False
+        # A request whose bill we never see may have cost its worst case, and the cap must hold.
+        charged = worst_usd
         try:
             outcome = await self._client.ask(image, question.name)
+            billed = outcome.cost_usd is not None or outcome.tokens_in > 0 or outcome.failure in UNBILLED
             if outcome.cost_usd is None:
                 outcome = replace(outcome, cost_usd=self._teacher.cost(outcome.tokens_in, outcome.tokens_out))
             cost = outcome.cost_usd or 0.0
-            timed_out = outcome.failure == Failure.TIMEOUT
-        finally:
-            self._budget.settle(worst_usd, worst_usd if timed_out else cost)
+            charged = cost if billed else worst_usd
             self._tally.cost_usd += cost
+            # The provider's bill is right where a price table is not.
+            self._worst_usd = max(self._worst_usd, cost)
+        finally:
+            self._budget.settle(worst_usd, charged)
+            self._settled.set()
         self._tally.requests += 1
         self._tally.outcomes[outcome.failure.value if outcome.failure else "answered"] += 1
         self._heard = self._heard or outcome.failure not in (Failure.CONNECTION, Failure.TIMEOUT)
@@ -193,7 +220,8 @@ class Labeler:
             if self._failed_in_a_row >= GIVE_UP_AFTER and outcome.failure:
                 self._end(TeacherError(
                     f"{GIVE_UP_AFTER} questions in a row failed, the last with {outcome.failure.value}: "
-                    f"{outcome.why or 'no reason given'}. Mend that and run again; what was answered is kept."
+                    f"{outcome.why or 'no reason given'}. Mend that and run again, with labeler.retry_failed=true; "
+                    "what was answered is kept."
                 ))
             return
         self._failed_in_a_row = 0
@@ -227,10 +255,13 @@ class Labeler:
                 await asyncio.to_thread(self._store.add, [annotation for annotation, _ in batch])
             except Exception as error:
                 for _, stored in batch:
-                    stored.set_exception(error)
+                    if not stored.done():
+                        stored.set_exception(error)
             else:
                 for _, stored in batch:
-                    stored.set_result(None)
+                    # Whoever waited may have been cancelled by a second Ctrl-C; the answer is stored all the same.
+                    if not stored.done():
+                        stored.set_result(None)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ retries, budgets or stores.
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -15,6 +16,8 @@ from typing import Any
 from src.task import Failure, TaskSpec
 
 SHOWN_CHARS = 300  # of a provider's own words, in messages
+NO_SUCH_MODEL = re.compile("not a valid model|invalid model name")
+MOST_TOKENS = 2**31 - 1  # what every database takes for a whole number; more is no count
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,15 @@ class Outcome:
 
 
 def classify(status: int, headers: Mapping[str, str], text: str, task: TaskSpec, *, now: float) -> Outcome:
-    """Judge one HTTP reply; `now` is the time in seconds since the epoch, for Retry-After given as a date."""
-    try:
-        body = json.loads(text)
-    except ValueError:
-        body = None
-    body = body if isinstance(body, dict) else {}
+    """Judge one HTTP reply; `now` is the time in seconds since the epoch, for Retry-After given as a date.
+
+    Never raises, whatever came; all texts are such that every database takes them.
+    """
+    body = _body(text)
     common: dict[str, Any] = {
         **_usage(body.get("usage")),
-        "model": str(body.get("model") or ""),
-        "provider": str(body.get("provider") or ""),
+        "model": _words(body.get("model")),
+        "provider": _words(body.get("provider")),
         "retry_after_s": _retry_after(headers, now),
         "reply": text,
     }
@@ -64,19 +66,19 @@ def classify(status: int, headers: Mapping[str, str], text: str, task: TaskSpec,
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     finish = choice.get("finish_reason")
     if message.get("refusal") or finish == "content_filter":
-        return Outcome(failure=Failure.REFUSAL, why=str(message.get("refusal") or finish), **common)
+        return Outcome(failure=Failure.REFUSAL, why=_words(message.get("refusal") or finish), **common)
     answer = _json_object(content) if isinstance(content, str) else None
     if finish == "length" and answer is None:
         return Outcome(failure=Failure.TRUNCATED, **common)
     if not isinstance(content, str) or not content.strip():
         return Outcome(failure=Failure.EMPTY, **common)
     if answer is None:
-        return Outcome(failure=Failure.INVALID_JSON, why=content[:SHOWN_CHARS], **common)
-    raw = answer.get("label")
-    why = answer.get("why")
-    said = {"label": raw if isinstance(raw, str) else None, "confidence": _confidence(answer.get("confidence")),
-            "why": why[:SHOWN_CHARS] if isinstance(why, str) else ""}
-    if not isinstance(raw, str) or task.map_label(raw) is None:
+        return Outcome(failure=Failure.INVALID_JSON, why=_words(content), **common)
+    raw, why = answer.get("label"), answer.get("why")
+    label = _whole(raw) if isinstance(raw, str) else None
+    said: dict[str, Any] = {"label": label, "confidence": _confidence(answer.get("confidence")),
+                            "why": _words(why) if isinstance(why, str) else ""}
+    if task.map_label(label) is None:
         return Outcome(failure=Failure.UNKNOWN_LABEL, **said, **common)
     return Outcome(**said, **common)
 
@@ -84,28 +86,30 @@ def classify(status: int, headers: Mapping[str, str], text: str, task: TaskSpec,
 def _from_error(status: int, error: object, text: str, common: dict[str, Any]) -> Outcome:
     """A code inside the body speaks for the upstream model and goes before the status that carried it."""
     fields = error if isinstance(error, dict) else {}
-    words = str(fields.get("message") or error or text).strip()[:SHOWN_CHARS]
-    code = fields.get("code")
-    if isinstance(code, str) and code.isdigit():
-        code = int(code)
-    at = code if isinstance(code, int) and not isinstance(code, bool) else status
+    words = _words(fields.get("message") or error or text)
+    code = _words(fields.get("code"))
+    # A provider's own numbers (1302, 0) are no HTTP status.
+    at = int(code) if re.fullmatch("[45][0-9][0-9]", code) else status
     named = " ".join(str(value).lower() for value in (code, fields.get("type"), words))
     metadata = fields.get("metadata")
     flagged = isinstance(metadata, dict) and ("reasons" in metadata or "flagged_input" in metadata)
 
-    def failed(failure: Failure, fatal: str | None = None) -> Outcome:
-        return Outcome(failure=failure, why=words, fatal=fatal, **common)
+    def failed(failure: Failure, sentence: str | None = None) -> Outcome:
+        return Outcome(failure=failure, why=words, fatal=sentence, **common)
+
+    def fatal(what: str, way_out: str) -> Outcome:
+        return failed(Failure.BAD_REQUEST, f"{what} ({words}). {way_out}")
 
     if flagged or "content_filter" in named or "content_policy" in named:
         return failed(Failure.REFUSAL)
-    if at == 401:
-        return failed(Failure.BAD_REQUEST, f"The key was not accepted ({words}). Check the variable in teacher.key_env.")
+    if at == 401 or "invalid_api_key" in named or "api key not valid" in named:
+        return fatal("The key was not accepted", "Check the variable in teacher.key_env.")
     if at == 402 or "insufficient_quota" in named:
-        return failed(Failure.BAD_REQUEST, f"No credit is left at the provider ({words}). Top it up and run again.")
+        return fatal("No credit is left at the provider", "Top it up and run again.")
     if at == 403:
-        return failed(Failure.BAD_REQUEST, f"The key may not use this model ({words}). Check teacher.model and the key.")
-    if at == 404 or "model_not_found" in named or "not a valid model" in named:
-        return failed(Failure.BAD_REQUEST, f"No such model or address ({words}). Check teacher.model and teacher.base_url.")
+        return fatal("The key may not use this model", "Check teacher.model and the key.")
+    if at == 404 or "model_not_found" in named or (at == 400 and NO_SUCH_MODEL.search(named)):
+        return fatal("No such model or address", "Check teacher.model and teacher.base_url.")
     if at == 429 or "rate_limit" in named or "rate limit" in named:
         return failed(Failure.RATE_LIMIT)
     if at == 408:
@@ -113,6 +117,27 @@ def _from_error(status: int, error: object, text: str, common: dict[str, Any]) -
     if at >= 500 or at == 200:
         return failed(Failure.OVERLOADED)
     return failed(Failure.BAD_REQUEST)
+
+
+def _body(text: str) -> dict[str, Any]:
+    """The JSON object that was sent, if it was one; Google's endpoint puts its errors into a list."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    if isinstance(body, list) and len(body) == 1:
+        body = body[0]
+    return body if isinstance(body, dict) else {}
+
+
+def _whole(text: str) -> str:
+    """JSON can escape half a character, which no database takes."""
+    return text.encode("utf-8", errors="replace").decode()
+
+
+def _words(value: object) -> str:
+    """A provider's own words, fit for one line of a message; nothing where it said nothing."""
+    return "" if value is None else " ".join(_whole(str(value)).split())[:SHOWN_CHARS]
 
 
 def _first_choice(body: dict[str, Any]) -> dict[str, Any]:
@@ -128,6 +153,8 @@ def _json_object(content: str) -> dict[str, Any] | None:
             found, _ = json.JSONDecoder().raw_decode(content, match.start())
         except ValueError:
             continue
+        except RecursionError:
+            return None
         if isinstance(found, dict):
             return found
     return None
@@ -139,7 +166,7 @@ def _confidence(value: object) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if 0 <= number <= 1 else None
 
@@ -149,10 +176,10 @@ def _usage(usage: object) -> dict[str, Any]:
 
     def count(key: str) -> int:
         value = fields.get(key)
-        return value if isinstance(value, int) and value >= 0 else 0
+        return value if type(value) is int and 0 <= value <= MOST_TOKENS else 0
 
-    cost = fields.get("cost")
-    told = isinstance(cost, int | float) and not isinstance(cost, bool) and math.isfinite(cost) and cost >= 0
+    cost: Any = fields.get("cost")
+    told = isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost <= sys.float_info.max
     return {"tokens_in": count("prompt_tokens"), "tokens_out": count("completion_tokens"),
             "cost_usd": float(cost) if told else None}
 
@@ -167,6 +194,6 @@ def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - now
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None

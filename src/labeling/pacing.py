@@ -21,15 +21,20 @@ class Pacer:
         self._clock = clock
         self._sleep = sleep
         self._open_at = 0.0
+        self._released = False
 
     async def ready(self) -> None:
         """Return once no pause is on; a little apart from the others, or they would all arrive at once."""
-        while (left := self._open_at - self._clock()) > 0:
+        while not self._released and (left := self._open_at - self._clock()) > 0:
             await self._sleep(left + self._chance.uniform(0, 0.1 * left + 0.05))
 
     def pause(self, seconds: float) -> None:
         """Keep everyone back for at least `seconds`."""
         self._open_at = max(self._open_at, self._clock() + seconds)
+
+    def release(self) -> None:
+        """End all pauses, also those to come: nothing more will be asked, and nobody shall wait for that."""
+        self._released = True
 
     async def back_off(self, tries: int) -> None:
         """Sleep before the try after `tries` failed ones: exponential, full jitter above a half."""

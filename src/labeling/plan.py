@@ -46,8 +46,9 @@ class Plan:
     def __str__(self) -> str:
         reused = f"{self.answered} answers re-used"
         given_up = f", {self.given_up} failed for good before (labeler.retry_failed=true asks them again)"
+        worst = self.worst_usd * len(self.questions)
         return (f"{len(self.questions)} questions to ask, estimated cost ${self.estimate_usd:.2f} "
-                f"(at the most ${self.worst_usd * len(self.questions):.2f}); {reused}{given_up if self.given_up else ''}")
+                f"(at the most ${worst:.2f}); {reused}{given_up if self.given_up else ''}")
 
 
 def answers(annotation: Annotation, task: TaskSpec) -> bool:

@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, TemplateError
+from jinja2 import Environment, StrictUndefined
 
 from src.data.spec import Shown
 from src.errors import ConfigError
@@ -37,7 +37,7 @@ def render(task: TaskSpec, shown: Shown) -> Prompt:
         try:
             template = templates.from_string(getattr(task, key))
             texts[key] = template.render(classes=task.names, definitions=task.classes, size=shown.size)
-        except TemplateError as error:
+        except Exception as error:  # a template is a program: it can also divide by zero
             raise ConfigError(f"task.{key}", getattr(task, key),
                               f"a template over classes, definitions and size ({error})") from error
     # Only types and an enum: some endpoints reject ranges and `additionalProperties`, and we check ranges ourselves.

@@ -19,6 +19,7 @@ from typing import Any, Self, TextIO, cast
 from aiohttp import web
 from omegaconf import OmegaConf
 
+from src.console import say
 from src.errors import DataError
 from src.labeling.error_model import ErrorModel, Reply, StandInTeacher
 from src.labeling.protocol import ChatRequest, Violation, read_request
@@ -227,7 +228,7 @@ def _cut(reply: Reply, limit: int | None) -> Reply:
 async def serve(stand_in: Rehearsal) -> None:
     """Print the address as the first line and answer until the process is ended."""
     async with stand_in:
-        print(stand_in.base_url, flush=True)
+        say(stand_in.base_url)
         await asyncio.Event().wait()
 
 

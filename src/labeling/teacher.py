@@ -5,6 +5,7 @@ Knows nothing about how a question is asked or paid for.
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,9 +49,14 @@ class Teacher:
     price: Price
 
     def __post_init__(self) -> None:
-        address = urlsplit(self.base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise ConfigError("teacher.base_url", self.base_url, "an address such as http://localhost:11434/v1")
+        try:
+            address = urlsplit(self.base_url)
+            whole = address.scheme in ("http", "https") and address.hostname and address.port != 0
+        except ValueError:  # a port beyond 65535, half an IPv6 address
+            whole = False
+        if not whole:
+            shown = re.sub("//.*@", "//***@", self.base_url)
+            raise ConfigError("teacher.base_url", shown, "an address such as http://localhost:11434/v1")
         if address.username or address.password:
             raise ConfigError("teacher.base_url", f"{address.scheme}://***@{address.hostname}",
                               "no credentials in the address; put the key into the variable that teacher.key_env names")
@@ -76,7 +82,8 @@ class Teacher:
 
     @property
     def key(self) -> str | None:
-        return os.environ.get(self.key_env) if self.key_env else None
+        # A line end that came along with the key would break the request's head.
+        return os.environ.get(self.key_env, "").strip() or None if self.key_env else None
 
     @property
     def lacks_key(self) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from src.quality.heuristics import doubt
 from src.quality.spec import QualitySpec
-from src.task import Annotation, Item, Label, TaskSpec
+from src.task import Annotation, Failure, Item, Label, TaskSpec
 
 HUMAN = "human:"
 
@@ -46,17 +46,17 @@ def _conclude(item: Item, annotations: list[Annotation], task: TaskSpec, passes:
     source = given[0].annotator if given else ""
     failed = next((a for a, label in zip(given, mapped, strict=True) if label is None), None)
     if failed or len(given) < passes:
-        reason = f"failed: {failed.failure}" if failed else "not answered in every pass"
+        # A label that was a class once and is none today came without a failure.
+        reason = f"failed: {failed.failure or Failure.UNKNOWN_LABEL}" if failed else "not answered in every pass"
         return Label(item.key, None, False, source, reason, None, mapped, why)
     if len(set(mapped)) > 1:
         return Label(item.key, None, False, source, "passes disagree", None, mapped, why)
-    said_confidences = [a.confidence for a in given]
     # The less sure of the passes: a threshold must hold for each of them. What was not said is not confidence.
-    confidence = min((c for c in said_confidences if c is not None), default=None)
-    if None in said_confidences:
-        confidence = None
+    told = [a.confidence for a in given if a.confidence is not None]
+    confidence = min(told) if len(told) == len(given) else None
     if spec.min_confidence > 0 and (confidence is None or confidence < spec.min_confidence):
-        return Label(item.key, mapped[0], False, source, f"confidence below {spec.min_confidence:g}", confidence, mapped, why)
+        reason = f"confidence below {spec.min_confidence:g}" if confidence is not None else "confidence not said"
+        return Label(item.key, mapped[0], False, source, reason, confidence, mapped, why)
     doubts = [d for a in given if (d := doubt(a, task))] if spec.heuristics != "off" else []
     return Label(item.key, mapped[0], not (doubts and spec.heuristics == "drop"), source, doubts[0] if doubts else "",
                  confidence, mapped, why)

@@ -10,9 +10,11 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -63,15 +65,18 @@ class ReviewFile:
                     say(f"Edits made meanwhile in {self.path} were imported; the next run trains on them.")
             except ReviewError as error:
                 target = self.path.with_suffix(".new.csv")
-                warn(f"{error} Your edits are untouched; the new rows are in {target}.")
+                warn(f"{error} Your edits are untouched; the new rows are in {target}, to read and not to edit.")
             final = self._said(store)
             rows = [label for label in labels if not label.accepted or label.reason or label.item in final]
             written = _csv([*COLUMNS, "label_final"],
                            ([*_row(label, items), final.get(label.item, "")] for label in rows))
+            if target != self.path:
+                _replace(target, written)
+                return target
+            # A crash in between leaves no note: then edits are told by the store, which knows all that was imported.
+            self._note.unlink(missing_ok=True)
             _replace(target, written)
-            if target == self.path:
-                note = {"digest": _digest(written), "final": {label.item: final.get(label.item, "") for label in rows}}
-                _replace(self._note, json.dumps(note))
+            self._write_note(written, {label.item: final.get(label.item, "") for label in rows})
         return target
 
     def annotations(self, store: Store) -> list[Annotation]:
@@ -79,54 +84,75 @@ class ReviewFile:
         return store.read(task=self.task.name, annotator_prefix=HUMAN)
 
     def _import(self, store: Store) -> int:
-        note = json.loads(self._note.read_text()) if self._note.exists() else {"digest": "", "final": {}}
+        note = self._read_note()
         try:
             text = self.path.read_bytes().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ReviewError(f"{self.path} cannot be read as UTF-8: {error}. Save it as CSV (UTF-8).") from error
-        if _digest(text) == note["digest"]:
+        if note and _digest(text) == note["digest"]:
             return 0
         final = self._parse(text)
-        removed = sorted(note["final"].keys() - final.keys())
-        if removed:
+        before: dict[str, str] = note["final"] if note else self._said(store)
+        if note and (removed := sorted(before.keys() - final.keys())):
             raise ReviewError(
-                f"{self.path}: {len(removed)} row(s) were removed, {removed[0][:12]}… among them. Nothing was imported. "
+                f"{self.path}: {len(removed)} row(s) were removed, {removed[0]} among them. Nothing was imported. "
                 "Put them back (an empty label_final leaves a row undecided), or delete the file to get a fresh one."
             )
-        before = note["final"] or self._said(store)
-        added = sorted(final.keys() - note["final"].keys()) if note["final"] else []
-        if added:
-            raise ReviewError(f"{self.path}: the item {added[0][:12]}… was not in the file. Nothing was imported. "
-                              "Remove that row.")
+        if note and (added := sorted(final.keys() - before.keys())):
+            raise ReviewError(f"{self.path}: {len(added)} row(s) were added, {added[0]!r} among them. Nothing was "
+                              "imported. Remove them.")
         changed = {item: label for item, label in final.items() if label != before.get(item, "")}
         store.add([
-            Annotation(item=item, annotator=f"{HUMAN}{self.reviewer}", prompt_hash=f"{self.task.name}@{self.task.version}",
-                       task=self.task.name, label=label or None, failure=None if label else Failure.WITHDRAWN)
+            Annotation(item=item, annotator=f"{HUMAN}{self.reviewer}", task=self.task.name,
+                       prompt_hash=f"{self.task.name}@{self.task.version}", label=label or None,
+                       failure=None if label else Failure.WITHDRAWN)
             for item, label in changed.items()
         ])
-        _replace(self._note, json.dumps({"digest": _digest(text), "final": final}))
+        self._write_note(text, final)
         return len(changed)
 
     def _parse(self, text: str) -> dict[str, str]:
-        """Item → the class in `label_final`, or "". Spreadsheets of some countries write semicolons."""
-        first = text.splitlines()[0] if text else ""
-        rows = list(csv.DictReader(io.StringIO(text), delimiter=";" if ";" in first and "," not in first else ","))
-        if not {"item", "label_final"} <= set(first.replace(";", ",").replace('"', "").split(",")):
+        """Item → the class in `label_final`, or "". Spreadsheets of some countries write semicolons, some leave empty
+        rows at the end."""
+        lines = io.StringIO(text, newline=None)
+        first = lines.readline()
+        lines.seek(0)
+        reader = csv.DictReader(lines, delimiter=";" if ";" in first and "," not in first else ",", restval="")
+        try:
+            rows = list(reader)
+        except csv.Error as error:
+            raise ReviewError(f"{self.path} cannot be read as CSV: {error}. Nothing was imported.") from error
+        if not {"item", "label_final"} <= set(reader.fieldnames or []):
             raise ReviewError(f"{self.path} lacks the column `item` or `label_final`. Put it back, or delete the file "
                               "to get a fresh one.")
         final: dict[str, str] = {}
         for number, row in enumerate(rows, start=2):
-            said = (row["label_final"] or "").strip()
+            item, said = row["item"].strip(), row["label_final"].strip()
+            if not item and not said:
+                continue
             label = self.task.map_label(said) if said else ""
             if label is None:
                 raise ReviewError(f"{self.path}, row {number}: label_final={said!r} is not a class. Nothing was "
                                   f"imported. Classes: {', '.join(self.task.names)}.")
-            final[row["item"]] = label
+            if item in final:
+                raise ReviewError(f"{self.path}, row {number}: the item {item} stands there twice. Nothing was "
+                                  "imported. Remove one of the two rows.")
+            final[item] = label
         return final
 
     def _said(self, store: Store) -> dict[str, str]:
-        latest = {a.item: a.label for a in self.annotations(store)}
+        latest = {a.item: self.task.map_label(a.label) for a in self.annotations(store)}
         return {item: label for item, label in latest.items() if label}
+
+    def _read_note(self) -> dict[str, Any] | None:
+        try:
+            note: dict[str, Any] = json.loads(self._note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # there is none, or a power cut damaged it
+            return None
+        return note
+
+    def _write_note(self, text: str, final: Mapping[str, str]) -> None:
+        _replace(self._note, json.dumps({"digest": _digest(text), "final": final}))
 
     @property
     def _note(self) -> Path:
@@ -139,7 +165,7 @@ class ReviewFile:
 
 def _row(label: Label, items: Mapping[str, Item]) -> list[str]:
     confidence = "" if label.confidence is None else f"{label.confidence:g}"
-    votes = " | ".join(vote or "-" for vote in label.votes)
+    votes = " | ".join(vote or "?" for vote in label.votes)
     return [label.item, items[label.item].name, label.label or "", str(label.accepted).lower(), label.source,
             label.reason, confidence, votes, label.why]
 
@@ -153,8 +179,9 @@ def _csv(header: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def _harmless(cell: str) -> str:
-    """A spreadsheet runs what begins like a formula, and cells hold what a model wrote."""
-    return f"'{cell}" if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+    """One line, and none that a spreadsheet would run as a formula: cells hold what a model wrote."""
+    line = re.sub(r"\s*[\r\n]+\s*", " ", cell).encode(errors="replace").decode()
+    return f"'{line}" if line[:1] in ("=", "+", "-", "@", "\t") else line
 
 
 def _digest(text: str) -> str:

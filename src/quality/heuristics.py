@@ -7,21 +7,28 @@ import re
 
 from src.task import Annotation, TaskSpec
 
-UNSURE = re.compile(r"\b(unclear|unsure|uncertain|not sure|hard to tell|cannot tell|can't tell|ambiguous|blurry|guess)\b")
+UNSURE = re.compile(
+    r"\b(unclear|unsure|uncertain|not sure|hard to tell|cannot tell|can't tell|ambiguous|blurry|guess)\b"
+)
 
 
 def doubt(annotation: Annotation, task: TaskSpec) -> str | None:
     """Why this answer deserves a second look, in a few words, or None.
 
-    Its reasons name another class and not its own, or admit that it is a guess.
+    Its reasons name another class and not its own, under whatever alias, or admit that it is a guess.
     """
     label = task.map_label(annotation.label)
     if label is None:
         return None
     why = annotation.why.lower()
-    named = [name for name in task.names if re.search(rf"\b{re.escape(name.replace('_', ' '))}s?\b", why)]
-    if named and label not in named:
+    own = [label, *(alias for alias, name in task.aliases.items() if name == label)]
+    named = [name for name in task.names if _speaks_of(why, name)]
+    if named and not any(_speaks_of(why, name) for name in own):
         return f"says {label} and speaks of {named[0]}"
     if found := UNSURE.search(why):
         return f"admits doubt: {found.group()}"
     return None
+
+
+def _speaks_of(why: str, name: str) -> bool:
+    return bool(re.search(rf"\b{re.escape(name.replace('_', ' '))}s?\b", why))

@@ -29,7 +29,8 @@ def datacard(made: Labelled, task: TaskSpec) -> str:
         "- Truth in the pool (never shown to the teacher): " + _counts(truth),
         "## Annotators",
         *(f"- `{source}`: {count} accepted labels" for source, count in sources.most_common()),
-        "- Models that answered: " + "; ".join(f"{model} by {provider} ({n})" for (model, provider), n in models.items()),
+        "- Models that answered: "
+        + "; ".join(f"{model} by {provider} ({n})" for (model, provider), n in models.items()),
         f"- Prompt `{answers.prompt.hash[:16]}`, in full in `prompt.txt`",
         f"- Cost of these annotations, all runs together: ${answers.cost_usd:.4f}"
         + (" as the stand-in reckons it; nothing was paid" if made.rehearsed else ""),
@@ -55,8 +56,8 @@ def _quality(made: Labelled) -> list[str]:
         if interval:
             rows.append(f"- Accuracy of the {what}: {interval} (95%)")
     if made.agreement:
-        rows.append(f"- Agreement of passes: {made.agreement.mapped} as classes, {made.agreement.raw.value:.3f} as spelt; "
-                    f"kappa {made.agreement.kappa:.3f}")
+        rows.append(f"- Agreement of passes: {made.agreement.mapped} as classes, {made.agreement.raw.value:.3f} as "
+                    f"spelt; kappa {made.agreement.kappa:.3f}")
     return rows
 
 

@@ -4,7 +4,7 @@ Knows nothing about MLflow, files or runs, and never touches pyplot, so that not
 nothing waits for a window. Every figure takes a `title` and a `note`; the note stands in red above all else, which is
 where a run with a stand-in says REHEARSAL.
 
-Colours are those of Okabe and Ito (2008), which people with any common colour blindness can tell apart.
+The bars' colours are from the palette of Okabe and Ito (2008), which the colour-blind can tell apart.
 """
 
 import textwrap
@@ -57,9 +57,8 @@ def confusion(matrix: npt.NDArray[np.integer], names: Sequence[str], *, title: s
             ink = "white" if share > 0.35 else INK
             # Offsets in points: two classes have wide cells, where offsets in cells would tear the pair apart.
             for text, points, offset in ((str(matrix[row, column]), 9, 4), (f"{share:.0%}", 6.5, -8)):
-                axes.annotate(
-                    text, (column, row), (0, offset), textcoords="offset points", color=ink, size=points, **CENTRED
-                )
+                cell = axes.annotate(text, (column, row), (0, offset), textcoords="offset points", color=ink, **CENTRED)
+                cell.set(size=points, in_layout=False)  # laying out 800 of them takes half a second more
     for row in np.flatnonzero(support == 0):
         axes.text((size - 1) / 2, int(row), "does not occur", color=GREY, size=8 if told else 5, **CENTRED)
     size_pt = 9 if told else 6
@@ -167,6 +166,7 @@ def coverage_curve(confidence: Floats, correct: Bools, *, title: str, note: str 
     settled = precision[accepted >= min(n, max(20, n // 50))]
     axes.set_ylim(max(0, min(0.9, float(settled.min()) - 0.05)), 1.005)
     axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    axes.tick_params(axis="y", pad=9)  # points; clear of the 0% below the corner
     axes.grid(axis="y", color=PALE, lw=0.6)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8.5, borderaxespad=0.2)
     return figure
@@ -211,7 +211,7 @@ def _axes(figure: Figure) -> Axes:
     axes = figure.add_subplot()
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(PALE)
-    axes.tick_params(length=0, labelcolor=INK, labelsize=9, pad=6)
+    axes.tick_params(length=0, labelcolor=INK, labelsize=9)
     axes.set_axisbelow(True)
     return axes
 

@@ -55,8 +55,9 @@ class Trained:
     def predict(self, images: Tensor) -> NDArray[np.float64]:
         """N×C probabilities of N×3×S×S bytes."""
         network = self.network.to(self.device).eval()
-        found = [self.logits(network, batch.to(self.device)).softmax(1).cpu().double() for batch in images.split(BATCH)]
-        return torch.cat(found).numpy() if found else np.zeros((0, len(self.classes)))
+        batches = torch.split(images, BATCH)
+        found = [self.logits(network, batch.to(self.device)).softmax(1).cpu().double() for batch in batches]
+        return torch.cat(found).numpy() if len(images) else np.zeros((0, len(self.classes)))
 
     def logits(self, network: torch.nn.Module, images: Tensor) -> Tensor:
         ready = normalise(images, self.mean, self.std).contiguous(memory_format=memory_format(self.device))

@@ -29,7 +29,8 @@ MONITOR = "val/loss"
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained network with the weights of its best epoch, and how training went. Times are seconds."""
+    """A trained network with the weights of its best epoch, and how training went. Times are seconds;
+    `first_step_at` is on the clock of `time.monotonic`."""
 
     network: torch.nn.Module
     mean: tuple[float, ...]
@@ -40,6 +41,7 @@ class Fitted:
     val_loss: float
     val_agreement: float
     seconds: float
+    first_step_at: float
 
 
 def fit(data: LabelledImages, classes: Sequence[str], spec: StudentSpec, trainer: TrainerSpec, *, seed: int,
@@ -69,7 +71,10 @@ def fit(data: LabelledImages, classes: Sequence[str], spec: StudentSpec, trainer
             enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=checkpoints,
         )
         started = time.monotonic()
-        lightning.fit(module, datamodule=data)
+        try:
+            lightning.fit(module, datamodule=data)
+        except SystemExit as stopped:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from stopped
         seconds = time.monotonic() - started
     saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(saved["state_dict"])
@@ -77,7 +82,8 @@ def fit(data: LabelledImages, classes: Sequence[str], spec: StudentSpec, trainer
     say(f"Trained {lightning.current_epoch} epochs on {device} in {seconds:.0f} s; best by {MONITOR}: epoch "
         f"{saved['epoch'] + 1}, agreement with the teacher {chosen['val/teacher_agreement']:.3f}")
     return Fitted(module.network.cpu().eval(), module.mean, module.std, device, saved["epoch"] + 1,
-                  lightning.current_epoch, chosen["val/loss"], chosen["val/teacher_agreement"], seconds)
+                  lightning.current_epoch, chosen["val/loss"], chosen["val/teacher_agreement"], seconds,
+                  shown.first_step_at)
 
 
 class _Shown(Callback):
@@ -86,6 +92,10 @@ class _Shown(Callback):
     def __init__(self, update: Any) -> None:
         self._update = update
         self.history: list[dict[str, float]] = []
+        self.first_step_at = 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.first_step_at = self.first_step_at or time.monotonic()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, _: L.LightningModule) -> None:
         figures = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -42,7 +42,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         return self.images[indices], self.targets[indices]
 
 
@@ -55,9 +55,10 @@ class Shuffled(Sampler[list[int]]):
         self.generator = torch.Generator().manual_seed(seed) if seed is not None else None
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = torch.arange(self.size) if self.generator is None else torch.randperm(self.size, generator=self.generator)
-        for batch in order.split(self.batch_size):
-            if self.generator is None or len(batch) > 1:
+        shuffled = self.generator is not None
+        order = torch.randperm(self.size, generator=self.generator) if shuffled else torch.arange(self.size)
+        for batch in torch.split(order, self.batch_size):
+            if not shuffled or len(batch) > 1:
                 yield batch.tolist()
 
     def __len__(self) -> int:
@@ -79,8 +80,8 @@ class LabelledImages(L.LightningDataModule):
         self.validation_items = _accepted(validation, labels)
         for part, items, least in (("training", self.train_items, MIN_TRAIN), ("validation", self.validation_items, 1)):
             if len(items) < least:
-                raise DataError(f"{len(items)} accepted label(s) in the {part} part are too few: raise labeler.max_items, "
-                                "or lower quality.min_confidence.")
+                raise DataError(f"{len(items)} accepted label(s) in the {part} part are too few: raise "
+                                "labeler.max_items, or lower quality.min_confidence.")
         self._labels = labels
         self._classes = list(classes)
         self._size, self._sharpen, self._max_pixels = input_size, sharpen, max_pixels

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,7 +25,7 @@ class ImageStudent(L.LightningModule):
     def __init__(self, network: torch.nn.Module, spec: StudentSpec, *, mean: Sequence[float], std: Sequence[float],
                  memory_format: torch.memory_format, seed: int) -> None:
         super().__init__()
-        self.network = network.to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.network = network.to(memory_format=memory_format)
         self.spec = spec
         self.mean, self.std = tuple(mean), tuple(std)
         a = spec.augment
@@ -37,7 +38,8 @@ class ImageStudent(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """N×3×H×W bytes → N×C logits."""
-        return self.network(normalise(images, self.mean, self.std).contiguous(memory_format=self._format))
+        logits: Tensor = self.network(normalise(images, self.mean, self.std).contiguous(memory_format=self._format))
+        return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, targets = batch
@@ -55,7 +57,7 @@ class ImageStudent(L.LightningModule):
         self.log("val/loss", F.cross_entropy(logits, targets), batch_size=len(images))
         self.log("val/teacher_agreement", agrees, batch_size=len(images))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(self._groups(), lr=self.spec.learning_rate)
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = round(self.spec.warmup_share * steps)

@@ -29,9 +29,12 @@ class AugmentSpec:
 
 @dataclass
 class StudentSpec:
-    """A timm network and how it learns. `name` is timm's; `weights` a file of pretrained weights, else `pretrained`
-    takes them from the hub. `input_size` is in pixels; `warmup_share` is the part of training in which the learning
-    rate rises; `ema_decay`, per step, is 0 for no averaging of weights."""
+    """A timm network and how it learns.
+
+    `name` is timm's; `weights` a file of pretrained weights, else `pretrained` takes them from the hub. `input_size`
+    is in pixels; `warmup_share` is the part of training in which the learning rate rises; `ema_decay`, per step, is 0
+    for no averaging of weights; `drop_rate` is dropout before the classifier.
+    """
 
     name: str
     pretrained: bool
@@ -45,6 +48,7 @@ class StudentSpec:
     layer_decay: float
     mixup: float
     ema_decay: float
+    drop_rate: float
     augment: AugmentSpec
 
     def __post_init__(self) -> None:
@@ -56,7 +60,7 @@ class StudentSpec:
         for key in ("weight_decay", "mixup"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"student.{key}", getattr(self, key), "0 or more")
-        for key in ("label_smoothing", "warmup_share", "ema_decay"):
+        for key in ("label_smoothing", "warmup_share", "ema_decay", "drop_rate"):
             if not 0 <= getattr(self, key) < 1:
                 raise ConfigError(f"student.{key}", getattr(self, key), "in [0, 1)")
         if not 0 < self.layer_decay <= 1:

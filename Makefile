@@ -1,0 +1,39 @@
+# `make help` lists what there is. Everything is installed into .venv; all state lies below mlruns/.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+.DEFAULT_GOAL := help
+
+.PHONY: help install demo test test-all lint ui clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv
+	@echo "Installing the pinned dependencies (several minutes, about 6 GB with PyTorch) …"
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -r requirements.txt
+	@touch $(INSTALLED)
+
+install: $(INSTALLED) ## create .venv and install the pinned dependencies
+
+demo: $(INSTALLED) ## the main job in rehearsal: stand-in teacher, drawn images, no key, no cost
+	$(BIN)/python -m src.train +experiment=demo
+
+test: $(INSTALLED) ## the everyday tests: no network, key, GPU or other data needed
+	$(BIN)/python -m pytest -q -m "not slow and not shared"
+
+test-all: $(INSTALLED) lint ## every test, the slow ones and those on real data included, lint and types
+	$(BIN)/python -m pytest -q
+
+lint: $(INSTALLED) ## style and types
+	$(BIN)/python -m ruff check src tests
+	$(BIN)/python -m mypy
+
+ui: $(INSTALLED) ## open the MLflow UI on this folder's runs
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
+
+clean: ## remove caches and .venv; mlruns/, with what was paid for, is never touched
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './mlruns/*' -prune -exec rm -rf {} +

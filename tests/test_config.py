@@ -1,0 +1,126 @@
+"""Every file in `conf/` composes, and what is wrong is named with its key and value."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from src.config import Benchmark, Evaluation, Job, as_yaml, read
+from src.errors import ConfigError
+from src.labeling.prompt import render
+
+CONF = Path(__file__).parents[1] / "conf"
+GROUPS = ("task", "data", "teacher", "labeler", "quality", "student", "trainer", "rehearsal", "tracking")
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+NEEDS = {("teacher", "openai_compatible"): ["teacher.model=any"]}
+
+
+def test_no_file_is_left_out() -> None:
+    seen = len(CHOICES) + len(EXPERIMENTS)
+    inner = len([*(CONF / "data" / "source").glob("*.yaml"), *(CONF / "rehearsal" / "errors").glob("*.yaml")])
+    top = {path.name for path in CONF.glob("*.yaml")}
+    assert top == {"job.yaml", "evaluate.yaml", "benchmark.yaml", "hydra_outputs.yaml"}
+    assert seen + inner + len(top) == len(list(CONF.rglob("*.yaml")))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes(group: str, choice: str, make_job: Callable[..., Job]) -> None:
+    job = make_job(f"{group}={choice}", *NEEDS.get((group, choice), []))
+    assert getattr(job, group) is not None
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "rehearsal" / "errors").glob("*.yaml"))])
+def test_every_error_model_composes(name: str, make_job: Callable[..., Job]) -> None:
+    assert make_job(f"rehearsal/errors={name}").rehearsal.errors.seed == 0
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_says_its_command(name: str, make_job: Callable[..., Job]) -> None:
+    job = make_job(f"+experiment={name}")
+    assert render(job.task, job.data.shown).hash
+    assert f"+experiment={name}" in (CONF / "experiment" / f"{name}.yaml").read_text()
+
+
+def test_the_recipes_values_are_the_defaults(make_job: Callable[..., Job]) -> None:
+    job = make_job()
+    assert (job.teacher.model, job.teacher.temperature, job.teacher.max_tokens) == ("google/gemini-2.5-flash", 0.0, 100)
+    assert (job.labeler.concurrency, job.labeler.passes, job.labeler.max_items) == (10, 2, 1500)
+    assert (job.quality.min_confidence, job.data.shown.size, job.data.shown.jpeg_quality) == (0.0, 224, 90)
+    s = job.student
+    assert (s.learning_rate, s.weight_decay, s.batch_size, s.label_smoothing, s.input_size) == (3e-4, 1e-2, 128, 0.05, 224)
+    assert job.trainer.max_epochs == 30
+
+
+WRONG = [
+    ("quality.min_confidence=1.5", "quality.min_confidence=1.5 is not allowed: in [0, 1]"),
+    ("quality.heuristics=maybe", "quality.heuristics='maybe' is not allowed: one of flag, drop, off"),
+    ("labeler.passes=0", "labeler.passes=0 is not allowed: 1 or more"),
+    ("labeler.max_cost_usd=-1", "labeler.max_cost_usd=-1.0 is not allowed: 0 or more"),
+    ("data.gold_size=1", "data.gold_size=1 is not allowed: 2 or more"),
+    ("data.validation_share=1", "data.validation_share=1.0 is not allowed: between 0 and 1"),
+    ("student.learning_rate=0", "student.learning_rate=0.0 is not allowed: more than 0"),
+    ("student.input_size=8", "student.input_size=8 is not allowed: 32 or more"),
+    ("student.augment.crop_scale=0", "student.augment.crop_scale=0.0 is not allowed"),
+    ("trainer.accelerator=tpu", "trainer.accelerator='tpu' is not allowed: one of auto, cpu, cuda, mps"),
+    ("trainer.max_epochs=0", "trainer.max_epochs=0 is not allowed: 1 or more"),
+    ("seed=-1", "seed=-1 is not allowed: 0 or more"),
+    ("teacher.base_url=ftp://x", "teacher.base_url='ftp://x' is not allowed"),
+    ("teacher.json_mode=xml", "teacher.json_mode='xml' is not allowed: one of json_schema, json_object, none"),
+    ("teacher=openai_compatible", "teacher.model='???' is not allowed: this key has no default; give teacher.model=…"),
+    ("task.metric=loss", "task.metric='loss' is not allowed: one of accuracy, f1_macro"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG)
+def test_a_value_out_of_range_is_named(override: str, message: str, make_job: Callable[..., Job]) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_job(override)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["labeler.max_itms=3", "qualty.min_confidence=0", "quality.min_confidence=abc",
+                                      "teacher=gpt", "+nonsense=1"])
+def test_a_misspelt_override_is_refused_and_named(override: str, make_job: Callable[..., Job]) -> None:
+    with pytest.raises(HydraException) as error:
+        make_job(override)
+    key, value = override.lstrip("+").split("=")
+    told = f"{error.value} {error.value.__cause__}"
+    assert key in told or value in told
+
+
+def test_credentials_in_the_address_are_refused_and_not_repeated(make_job: Callable[..., Job]) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_job("teacher.base_url=https://me:hunter2@example.org/v1")
+    assert "hunter2" not in str(error.value) and "teacher.key_env" in str(error.value)
+
+
+def test_the_recorded_config_holds_no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OPENROUTER_API_KEY", "sk-secret")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("job", overrides=[f"home={tmp_path}"])
+    assert "sk-secret" not in as_yaml(cfg) and "OPENROUTER_API_KEY" in as_yaml(cfg)
+
+
+@pytest.mark.parametrize(("name", "kind", "needs"), [("evaluate", Evaluation, ["run=abc"]), ("benchmark", Benchmark, [])])
+def test_the_other_entry_points_compose(name: str, kind: type, needs: list[str]) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert isinstance(read(compose(name, overrides=needs), kind), kind)
+        if needs:
+            with pytest.raises(ConfigError, match="run='\\?\\?\\?' is not allowed"):
+                read(compose(name), kind)
+
+
+def test_no_experiment_repeats_a_default() -> None:
+    """An experiment holds only its differences."""
+    base = OmegaConf.load(CONF / "student" / "mobilenetv3_small.yaml")
+    for name in EXPERIMENTS:
+        student = OmegaConf.load(CONF / "experiment" / f"{name}.yaml").get("student", {})
+        same = [key for key, value in student.items() if key in base and base[key] == value]
+        assert not same, f"{name}: {same}"

@@ -1,0 +1,1027 @@
+"""The labeler against servers of our own: how many at once, how often, at what cost, and what is kept."""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from omegaconf import OmegaConf
+from PIL import Image
+
+import src.labeling.ask as asking
+from src.data.spec import Shown
+from src.errors import DataError, StoreError, TeacherError
+from src.labeling.budget import Budget
+from src.labeling.labeler import GIVE_UP_AFTER, Labeler, Tally
+from src.labeling.pacing import Pacer
+from src.labeling.plan import Plan, make_plan
+from src.labeling.prompt import render
+from src.labeling.rehearsal import ErrorModel, Rehearsal
+from src.labeling.spec import LabelerSpec
+from src.labeling.teacher import Price, Teacher
+from src.store import Store
+from src.task import Annotation, Failure, Item, TaskSpec
+
+CONF = Path(__file__).parents[1] / "conf"
+TASK = TaskSpec(
+    name="fruit", version=1, kind="classify", classes={"apple": "", "pear": ""}, aliases={"pears": "pear"},
+    system_prompt="JSON.", user_prompt="One of {{ classes | tojson }}?", metric="accuracy",
+)
+HOW = Shown(size=16, sharpen=False, jpeg_quality=90)
+PROMPT = render(TASK, HOW)
+KEY = "sk-test-0123456789/abcdef"
+JPEG = b"\xff\xd8\xff\xe0"
+
+
+# A server that does as it is told
+
+
+def key(n: int) -> str:
+    """The n-th item's key, which differs from the others' within its first characters as a digest does."""
+    return f"{n:032d}" + "f" * 32
+
+
+def number(item: str) -> int:
+    return int(item[:32])
+
+
+@dataclass
+class Asked:
+    """One request as the server saw it: about the `n`-th item, for the `nth` time (from 0), as number `place` of all.
+    `drop` cuts the connection."""
+
+    item: str
+    n: int
+    question: str
+    nth: int
+    place: int
+    at: float
+    headers: dict[str, str]
+    body: dict[str, Any]
+    drop: Callable[[], None]
+
+    def truth(self) -> str:
+        return TASK.names[self.n % 2]
+
+
+Says = Callable[[Asked], Awaitable[web.StreamResponse]]
+
+
+class Server:
+    """Chat completions on loopback. `billed` is what it charged in US dollars, `peak` how many it served at once."""
+
+    def __init__(self, says: Says) -> None:
+        self.says = says
+        self.asked: list[Asked] = []
+        self.billed: list[float] = []
+        self.here, self.peak = 0, 0
+
+    async def __aenter__(self) -> "Server":
+        app = web.Application(client_max_size=2**24)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self.runner.setup()
+        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
+        self.base_url = f"http://127.0.0.1:{self.runner.addresses[0][1]}/v1"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.runner.cleanup()
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(await request.read())
+        image = base64.b64decode(body["messages"][1]["content"][1]["image_url"]["url"].partition(",")[2])
+        question = request.headers["Idempotency-Key"]
+        nth = sum(asked.question == question for asked in self.asked)
+        item = image.removeprefix(JPEG).decode()
+        assert request.transport
+        asked = Asked(item, number(item), question, nth, len(self.asked), time.monotonic(), dict(request.headers), body,
+                      request.transport.abort)
+        self.asked.append(asked)
+        self.here += 1
+        self.peak = max(self.peak, self.here)
+        try:
+            return await self.says(asked)
+        finally:
+            self.here -= 1
+
+    def tries(self) -> Counter[int]:
+        """How often each item was asked about, passes together."""
+        return Counter(asked.n for asked in self.asked)
+
+
+def answer(asked: Asked, *, label: str | None = None, cost: float | None = 0.001, **changes: Any) -> web.Response:
+    """A good answer, or one with other `content`."""
+    content = changes.pop("content", json.dumps({"label": label or asked.truth(), "confidence": 0.9, "why": "because"}))
+    usage = None if cost is None else {"prompt_tokens": 100, "completion_tokens": 10, "cost": cost}
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+    return web.json_response({"model": "served", "provider": "us", "choices": [choice], "usage": usage} | changes)
+
+
+def refuse(status: int, code: object = None, message: str = "no", **headers: str) -> web.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return web.json_response({"error": {"code": code, "message": message}}, status=status, headers=named)
+
+
+async def good(asked: Asked) -> web.Response:
+    return answer(asked)
+
+
+# The labeler, set up small and quick
+
+
+def make_teacher(base_url: str, **changes: Any) -> Teacher:
+    fields: dict[str, Any] = {
+        "base_url": base_url, "model": "m", "key_env": None, "temperature": 0.0, "max_tokens": 100, "timeout_s": 5.0,
+        "json_mode": "json_object", "image_tokens": 100, "sampling": {}, "routing": {},
+        "price": Price(input_usd=0.0, output_usd=0.0, source="", date=""),
+    }
+    return Teacher(**(fields | changes))
+
+
+def make_spec(**changes: Any) -> LabelerSpec:
+    fields: dict[str, Any] = {
+        "max_items": 100, "passes": 1, "concurrency": 4, "max_attempts": 4, "max_content_attempts": 2,
+        "backoff_s": 0.001, "max_backoff_s": 0.01, "max_cost_usd": 100.0, "dry_run": False, "retry_failed": False,
+    }
+    return LabelerSpec(**(fields | changes))
+
+
+def make_items(count: int) -> list[Item]:
+    return [Item(key(n), Path("unused"), f"{n}.png", truth=TASK.names[n % 2]) for n in range(count)]
+
+
+def price(usd_per_question: float) -> dict[str, Any]:
+    """A price table by which the worst case of one question is this."""
+    return {"price": Price(input_usd=0.0, output_usd=usd_per_question * 1e6 / 100, source="", date="")}
+
+
+def plan_for(items: list[Item], store: Store, *, task: TaskSpec = TASK, teacher: Teacher | None = None,
+             spec: LabelerSpec | None = None) -> Plan:
+    spec = spec or make_spec()
+    return make_plan(items, store.read(annotator="t", prompt_hash=PROMPT.hash), task=task, prompt=PROMPT,
+                     teacher=teacher or make_teacher("http://x"), passes=spec.passes, retry_failed=spec.retry_failed)
+
+
+def label(server: Server | Rehearsal | str, items: list[Item] | int, store: Store, *,
+          teacher: dict[str, Any] | None = None, updated: Callable[[int], None] = lambda done: None,
+          **changes: Any) -> Tally:
+    """Run a labeler over what is still to be asked, by a server that lives as long or by what is at an address."""
+    items = make_items(items) if isinstance(items, int) else items
+    spec = make_spec(**changes)
+
+    def show(item: Item) -> tuple[bytes, str]:
+        image = JPEG + item.key.encode()
+        return image, hashlib.sha256(image).hexdigest()
+
+    async def run() -> Tally:
+        async with contextlib.AsyncExitStack() as stack:
+            if not isinstance(server, str):
+                await stack.enter_async_context(server)
+            if isinstance(server, Rehearsal):
+                for item in items:
+                    server.learn(show(item)[1], item.key, item.truth or "")
+            who = make_teacher(server if isinstance(server, str) else server.base_url, **(teacher or {}))
+            plan = plan_for(items, store, teacher=who, spec=spec)
+            labeler = Labeler(task=TASK, teacher=who, annotator="t", prompt=PROMPT, spec=spec, store=store, show=show,
+                              budget=Budget(spec.max_cost_usd), seed=0)
+            return await labeler.run(plan, lambda done, note="": updated(done))
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "a.db")
+    yield store
+    store.close()
+
+
+def free_address() -> str:
+    """A loopback address at which nothing listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+
+
+# How many at once
+
+
+@pytest.mark.parametrize("concurrency", [1, 7])
+def test_concurrency_is_a_bound_and_is_reached(store: Store, concurrency: int) -> None:
+    async def says(asked: Asked) -> web.Response:
+        await asyncio.sleep(0.01)
+        return answer(asked)
+
+    server = Server(says)
+    tally = label(server, 40, store, concurrency=concurrency)
+    assert server.peak == concurrency and tally.requests == 40 and tally.answered == 40
+
+
+def test_the_passes_of_an_item_are_asked_in_parallel(store: Store) -> None:
+    both = asyncio.Event()
+
+    async def says(asked: Asked) -> web.Response:
+        # Nobody gets an answer before both passes have been asked.
+        if len(server.asked) == 2:
+            both.set()
+        await asyncio.wait_for(both.wait(), 5)
+        return answer(asked)
+
+    server = Server(says)
+    label(server, 1, store, passes=2, concurrency=2)
+    assert sorted((a.item, a.pass_index, a.attempt, a.label) for a in store.read()) == [
+        (key(0), 0, 0, "apple"), (key(0), 1, 0, "apple")]
+    assert len({asked.question for asked in server.asked}) == 2
+
+
+def test_an_answer_is_on_disk_before_it_counts(store: Store) -> None:
+    late: list[int] = []
+
+    def updated(done: int) -> None:
+        if done > len(store.read()):
+            late.append(done)
+
+    assert label(Server(good), 30, store, updated=updated).answered == 30 and late == []
+
+
+def test_what_is_stored_is_what_came(store: Store) -> None:
+    replies = {}
+
+    async def says(asked: Asked) -> web.Response:
+        response = answer(asked, label="Pears")
+        replies[asked.item] = str(response.text)
+        return response
+
+    label(Server(says), 2, store)
+    for a in store.read():
+        assert (a.label, a.failure, a.confidence, a.why, a.cost_usd) == ("Pears", None, 0.9, "because", 0.001)
+        assert (a.tokens_in, a.tokens_out, a.model, a.provider, a.task) == (100, 10, "served", "us", "fruit")
+        assert a.reply == replies[a.item] and a.shown_hash == hashlib.sha256(JPEG + a.item.encode()).hexdigest()
+        assert 0 < a.latency_s < 5 and (a.annotator, a.prompt_hash) == ("t", PROMPT.hash)
+
+
+def test_the_tally_adds_up(store: Store) -> None:
+    async def says(asked: Asked) -> web.Response:
+        # Item 3's second pass disagrees; item 5 never gets a usable answer.
+        if asked.n == 5:
+            return answer(asked, label="plum")
+        return answer(asked, label="apple" if asked.n == 3 and asked.question.endswith("-1") else None)
+
+    tally = label(Server(says), 10, store, passes=2)
+    assert (tally.requests, tally.answered, tally.failed) == (22, 18, 2)
+    assert tally.outcomes == {"answered": 18, "unknown_label": 4}
+    assert (tally.pairs, tally.agreeing) == (9, 8) and tally.cost_usd == pytest.approx(0.022)
+    assert "agreement 0.889 · $0.0220 · 2 failed" in str(tally)
+
+
+# Trying again
+
+
+def test_transient_failures_are_tried_again_and_cost_the_store_nothing(store: Store) -> None:
+    async def says(asked: Asked) -> web.StreamResponse:
+        if asked.nth == 0:
+            return refuse(503)
+        if asked.nth == 1:
+            return web.json_response({"error": {"code": "429", "message": "upstream"}})
+        return answer(asked)
+
+    server = Server(says)
+    tally = label(server, 6, store, backoff_s=0.05, max_backoff_s=0.2)
+    assert tally.outcomes == {"overloaded": 6, "rate_limit": 6, "answered": 6} and set(server.tries().values()) == {3}
+    assert [(a.failure, a.attempt) for a in store.read()] == [(None, 0)] * 6
+    by_question: dict[str, list[float]] = {}
+    for asked in server.asked:
+        by_question.setdefault(asked.question, []).append(asked.at)
+    assert len(by_question) == 6, "one idempotency key for all tries of a question"
+    for first, second, third in by_question.values():
+        assert second - first >= 0.5 * 0.05 and third - second >= 0.5 * 0.1, "doubled; jitter halves at most"
+
+
+def test_a_broken_connection_is_tried_again(store: Store) -> None:
+    async def says(asked: Asked) -> web.StreamResponse:
+        if asked.nth == 0 and asked.place > 0:
+            asked.drop()
+        return answer(asked)
+
+    async def cut(asked: Asked) -> web.StreamResponse:
+        if asked.nth or not asked.place:
+            return answer(asked)
+        # Half a reply.
+        return web.Response(body=b"{}", headers={"Content-Length": "2000"})
+
+    for says_what, name in ((says, "a"), (cut, "b")):
+        other = Store(Path(store._shown).with_name(f"{name}.db"))
+        tally = label(Server(says_what), 5, other, teacher={"timeout_s": 0.5})
+        assert tally.answered == 5 and len(other.read()) == 5
+        other.close()
+
+
+class Clock:
+    """A time that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def make_pacer(clock: Clock, seed: int = 0) -> Pacer:
+    return Pacer(backoff_s=1.0, max_backoff_s=60.0, seed=seed, clock=clock, sleep=clock.sleep)
+
+
+def test_backoff_doubles_up_to_its_limit_with_jitter_from_the_seed() -> None:
+    def slept(seed: int) -> list[float]:
+        clock = Clock()
+        pacer = make_pacer(clock, seed)
+
+        async def run() -> None:
+            for _ in range(200):
+                for tries in range(1, 10):
+                    await pacer.back_off(tries)
+
+        asyncio.run(run())
+        return clock.slept
+
+    first = slept(0)
+    for tries, longest in enumerate([1, 2, 4, 8, 16, 32, 60, 60, 60]):
+        waits = first[tries::9]
+        assert 0.5 * longest <= min(waits) < 0.52 * longest and 0.98 * longest < max(waits) <= longest
+    assert slept(0) == first != slept(1)
+
+
+def test_a_pause_holds_everybody_and_is_only_ever_extended() -> None:
+    async def run() -> None:
+        clock = Clock()
+        pacer = make_pacer(clock)
+        await pacer.ready()
+        assert clock.slept == []
+        pacer.pause(30)
+        pacer.pause(5)
+        await pacer.ready()
+        assert 130 < clock.now <= 130 + 3.05, "no sooner than told, and within a tenth of it"
+        pacer.pause(10)
+        pacer.release()
+        pacer.pause(10)
+        before = clock.now
+        await pacer.ready()
+        assert clock.now == before, "nobody waits once all is over"
+
+    asyncio.run(run())
+
+
+def test_those_who_were_held_do_not_all_come_at_once() -> None:
+    arrivals = []
+    for seed in range(20):
+        clock = Clock()
+        pacer = make_pacer(clock, seed)
+        pacer.pause(10)
+        asyncio.run(pacer.ready())  # type: ignore[arg-type]
+        arrivals.append(clock.now)
+    assert len(set(arrivals)) == 20 and max(arrivals) - min(arrivals) > 0.5
+
+
+@pytest.mark.parametrize("status", [429, 200])
+def test_retry_after_pauses_everyone(store: Store, status: int) -> None:
+    told: list[float] = []
+
+    async def says(asked: Asked) -> web.Response:
+        await asyncio.sleep(0.005)
+        if asked.place == 8:
+            told.append(time.monotonic())
+            return refuse(status, 429, Retry_After="0.6")
+        return answer(asked)
+
+    server = Server(says)
+    assert label(server, 40, store).answered == 40
+    (then,) = told
+    after = sorted(asked.at - then for asked in server.asked if asked.at > then)
+    # Up to three others were on their way; then silence until the server's time is over.
+    early = [wait for wait in after if wait < 0.6]
+    assert len(early) <= 3 and max(early, default=0) < 0.2 and len(after) >= 28
+    assert server.asked[8].question in {asked.question for asked in server.asked[9:]}
+
+
+def test_retry_after_zero_is_no_invitation_to_hammer(store: Store) -> None:
+    async def says(asked: Asked) -> web.Response:
+        return refuse(429, Retry_After="0") if asked.nth < 2 else answer(asked)
+
+    server = Server(says)
+    label(server, 1, store, backoff_s=0.1, max_backoff_s=1.0)
+    first, second, third = (asked.at for asked in server.asked)
+    assert second - first >= 0.05 and third - second >= 0.1
+
+
+def test_a_long_pause_does_not_hold_up_the_end(store: Store) -> None:
+    async def says(asked: Asked) -> web.Response:
+        if asked.place == 3:
+            await asyncio.sleep(0.2)
+            return refuse(401)
+        return refuse(429, Retry_After="60")
+
+    started = time.monotonic()
+    with pytest.raises(TeacherError, match="key was not accepted"):
+        label(Server(says), 20, store)
+    assert time.monotonic() - started < 5
+
+
+# Answers that are of no use
+
+
+def test_an_unusable_answer_is_asked_for_once_more_and_both_are_stored_with_their_cost(store: Store) -> None:
+    async def says(asked: Asked) -> web.Response:
+        kind = asked.n
+        if kind == 0 or (kind == 1 and asked.nth == 0):
+            return answer(asked, content="", cost=0.25)
+        return answer(asked)
+
+    server = Server(says)
+    label(server, 3, store)
+    history = {n: [(a.attempt, a.failure, a.cost_usd) for a in store.read() if number(a.item) == n] for n in range(3)}
+    assert history == {
+        0: [(0, Failure.EMPTY, 0.25), (1, Failure.EMPTY, 0.25)],
+        1: [(0, Failure.EMPTY, 0.25), (1, None, 0.001)],
+        2: [(0, None, 0.001)],
+    }
+    assert sorted(server.tries().values()) == [1, 2, 2]
+
+
+@pytest.mark.parametrize(("limit", "content"), [(1, ""), (3, "pear, I think"), (2, '{"label": "plum"}')])
+def test_what_failed_for_good_is_asked_again_only_on_request(store: Store, limit: int, content: str) -> None:
+    async def says(asked: Asked) -> web.Response:
+        return answer(asked, content=content) if asked.n == 1 else answer(asked)
+
+    label(Server(says), 3, store, max_content_attempts=limit)
+    assert len([a for a in store.read() if number(a.item) == 1]) == limit
+    again = Server(good)
+    assert label(again, 3, store).requests == 0 and plan_for(make_items(3), store).given_up == 1
+    assert "1 failed for good before (labeler.retry_failed=true asks them again)" in str(plan_for(make_items(3), store))
+    label(again, 3, store, retry_failed=True)
+    assert again.tries() == {1: 1}
+    assert [a.attempt for a in store.read() if number(a.item) == 1] == list(range(limit + 1))
+    assert plan_for(make_items(3), store).given_up == 0
+
+
+def test_transient_and_content_failures_are_counted_apart(store: Store) -> None:
+    async def says(asked: Asked) -> web.StreamResponse:
+        return refuse(503) if asked.nth in (0, 2) else answer(asked, content="{")
+
+    server = Server(says)
+    tally = label(server, 1, store, max_attempts=9, max_content_attempts=2)
+    assert tally.outcomes == {"overloaded": 2, "invalid_json": 2} and len(store.read()) == 2
+
+
+def test_a_bad_request_is_not_repeated(store: Store) -> None:
+    async def says(asked: Asked) -> web.Response:
+        return refuse(400, message="image too large") if asked.n == 2 else answer(asked)
+
+    server = Server(says)
+    label(server, 4, store)
+    assert set(server.tries().values()) == {1}
+    (failed,) = [a for a in store.read() if a.failure]
+    assert (failed.failure, failed.why, number(failed.item)) == (Failure.BAD_REQUEST, "image too large", 2)
+
+
+def test_what_failed_for_now_is_asked_again_by_the_next_run(store: Store) -> None:
+    async def says(asked: Asked) -> web.Response:
+        return refuse(503) if asked.n == 1 else answer(asked)
+
+    server = Server(says)
+    tally = label(server, 3, store, max_attempts=3)
+    assert server.tries()[1] == 3 and (tally.answered, tally.failed) == (2, 1)
+    assert [(a.failure, a.attempt) for a in store.read() if number(a.item) == 1] == [(Failure.OVERLOADED, 0)]
+    again = Server(good)
+    label(again, 3, store)
+    assert again.tries() == {1: 1}
+    assert [a.failure for a in store.read() if number(a.item) == 1] == [Failure.OVERLOADED, None]
+
+
+def test_a_transient_failure_that_cost_money_is_stored(store: Store) -> None:
+    async def says(asked: Asked) -> web.Response:
+        error = {"error": {"code": 502, "message": "died"}, "choices": []}
+        return answer(asked, cost=0.5, **error) if asked.nth == 0 else answer(asked)
+
+    tally = label(Server(says), 1, store)
+    assert [(a.failure, a.cost_usd) for a in store.read()] == [(Failure.OVERLOADED, 0.5), (None, 0.001)]
+    assert tally.cost_usd == pytest.approx(0.501)
+
+
+def test_a_second_run_and_a_later_alias_ask_nobody(store: Store) -> None:
+    async def says(asked: Asked) -> web.Response:
+        return answer(asked, label="Cox Orange" if asked.n % 3 == 0 else None)
+
+    label(Server(says), 9, store, passes=2)
+    server = Server(good)
+    assert label(server, 9, store, passes=2).requests == 0
+    plan = plan_for(make_items(9), store, spec=make_spec(passes=2))
+    assert (len(plan.questions), plan.answered, plan.given_up) == (0, 12, 6)
+    cox = replace(TASK, aliases=TASK.aliases | {"cox_orange": "apple"})
+    plan = plan_for(make_items(9), store, task=cox, spec=make_spec(passes=2, retry_failed=True))
+    assert (len(plan.questions), plan.answered, plan.given_up) == (0, 18, 0)
+    assert {a.label for a in store.read() if a.failure} == {"Cox Orange"}, "as it was spelt"
+
+
+# Money
+
+
+def test_a_budget_counts_what_is_in_flight() -> None:
+    budget = Budget(1.0)
+    assert budget.reserve(0.6) and not budget.reserve(0.5) and budget.reserve(0.4)
+    budget.settle(0.6, 0.1)
+    assert budget.in_flight == 1 and budget.spent_usd == 0.1 and budget.reserve(0.5) and not budget.reserve(0.01)
+    assert budget.reserve(0.0), "what is free passes under any cap"
+    for worst in (0.4, 0.5, 0.0):
+        budget.settle(worst, 0.0)
+    assert budget.in_flight == 0 and budget.reserve(0.9) and not budget.reserve(1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_cap_is_a_wall_whatever_becomes_of_what_is_in_flight(store: Store, seed: int) -> None:
+    """The server bills each request as it arrives: up to the worst case, whether its answer gets through or not."""
+    chance = random.Random(seed)
+    worst, cap = 0.01, 0.25
+
+    async def says(asked: Asked) -> web.StreamResponse:
+        cost = worst * chance.choice([0.1, 0.5, 1.0])
+        server.billed.append(cost)
+        assert sum(server.billed) <= cap + 1e-9
+        await asyncio.sleep(0.01 * chance.random())
+        fate = chance.random()
+        if fate < 0.1:
+            await asyncio.sleep(0.5)  # beyond the timeout
+        if fate < 0.2:
+            asked.drop()
+        if fate < 0.3:
+            return answer(asked, cost=None)  # billed all the same
+        return answer(asked, cost=cost, content="" if fate < 0.4 else json.dumps({"label": asked.truth()}))
+
+    server = Server(says)
+    with pytest.raises(TeacherError, match=re.escape("labeler.max_cost_usd=0.25 is reached: $0.")) as caught:
+        label(server, 200, store, teacher={"timeout_s": 0.3, **price(worst)}, concurrency=8, max_cost_usd=cap)
+    assert sum(server.billed) <= cap
+    said = float(re.search(r"\$([\d.]+) spent", str(caught.value))[1])  # type: ignore[index]
+    assert sum(server.billed) - 1e-4 <= said <= cap and said > cap - worst - 1e-4, "the cap is used up to one question"
+    assert "one more question can cost $0.01" in str(caught.value)
+    assert len(store.read()) == sum(a.cost_usd > 0 or a.failure is None for a in store.read()) > 20
+
+
+def test_a_cap_below_what_fits_in_flight_is_used_up_all_the_same(store: Store) -> None:
+    async def says(asked: Asked) -> web.Response:
+        await asyncio.sleep(0.01)
+        return answer(asked, cost=0.001)
+
+    server = Server(says)
+    with pytest.raises(TeacherError, match=re.escape("labeler.max_cost_usd=0.0355 is reached: $0.0260 spent")):
+        label(server, 100, store, teacher=price(0.01), concurrency=10, max_cost_usd=0.0355)
+    # 26 answers at a tenth of the worst case; one more could cost more than what is left. At most 3 fit at once.
+    assert len(store.read()) == 26 and server.peak == 3
+    assert label(Server(says), 100, store, teacher=price(0.01), max_cost_usd=1.0).requests == 74
+
+
+def test_the_stand_ins_ledger_stays_below_the_cap(store: Store) -> None:
+    server = Rehearsal(TASK, make_errors(latency_ms_median=5, latency_sigma=0.5, broken_json=0.2), model="m")
+    rates = {"price": Price(input_usd=0.3, output_usd=2.5, source="", date=""), "image_tokens": 258}
+    with pytest.raises(TeacherError, match=r"labeler\.max_cost_usd=0\.003 is reached"):
+        label(server, 200, store, teacher=rates, concurrency=10, max_cost_usd=0.003)
+    billed = sum(record.cost_usd for record in server.ledger)
+    assert 0.0025 < billed <= 0.003 and sum(a.cost_usd for a in store.read()) == pytest.approx(billed)
+
+
+def test_a_price_table_that_is_too_low_is_found_out(store: Store) -> None:
+    async def says(asked: Asked) -> web.Response:
+        server.billed.append(0.01)
+        await asyncio.sleep(0.005)
+        return answer(asked, cost=0.01)
+
+    for table in (0.001, 0.0):
+        server = Server(says)
+        other = Store(Path(store._shown).with_name(f"{table}.db"))
+        with pytest.raises(TeacherError, match=r"one more question can cost \$0\.0100"):
+            label(server, 200, other, teacher=price(table), concurrency=4, max_cost_usd=0.1)
+        # Beyond the cap by no more than what was in flight when the first bill came.
+        assert sum(server.billed) <= 0.1 + 4 * 0.01
+        other.close()
+
+
+def test_a_cap_of_zero_allows_what_is_free_alone(store: Store) -> None:
+    server = Server(good)
+    with pytest.raises(TeacherError, match=re.escape("labeler.max_cost_usd=0 is reached: $0.0000 spent")):
+        label(server, 3, store, teacher=price(0.01), max_cost_usd=0.0)
+    assert server.asked == []
+
+    async def says(asked: Asked) -> web.Response:
+        return answer(asked, cost=0.0)
+
+    assert label(Server(says), 3, store, max_cost_usd=0.0).answered == 3
+
+
+def test_costs_come_from_the_price_table_where_the_provider_says_nothing(store: Store) -> None:
+    async def says(asked: Asked) -> web.Response:
+        return answer(asked, usage={"prompt_tokens": 1000, "completion_tokens": 50})
+
+    label(Server(says), 1, store, teacher={"price": Price(input_usd=2.0, output_usd=10.0, source="", date="")})
+    assert [a.cost_usd for a in store.read()] == [pytest.approx(0.0025)]
+
+
+def test_the_estimate_comes_from_what_was_paid_once_there_is_something(store: Store) -> None:
+    teacher = make_teacher("http://x", **price(0.01))
+    plan = plan_for(make_items(10), store, teacher=teacher)
+    # 40 of 100 tokens is the usual answer.
+    assert plan.estimate_usd == pytest.approx(10 * 0.004) and plan.worst_usd == pytest.approx(0.01)
+    assert "10 questions to ask, estimated cost $0.04 (at the most $0.10); 0 answers re-used" in str(plan)
+
+    async def says(asked: Asked) -> web.Response:
+        return answer(asked, cost=0.03 if asked.n == 0 else 0.01)
+
+    label(Server(says), 2, store)
+    plan = plan_for(make_items(10), store, teacher=teacher)
+    assert plan.estimate_usd == pytest.approx(8 * 0.02) and plan.worst_usd == pytest.approx(0.03)
+
+
+# Faults that stop the run
+
+
+def test_a_refused_key_stops_everything_and_keeps_what_is_in_flight(store: Store) -> None:
+    sent: list[str] = []
+    refused = asyncio.Event()
+
+    async def says(asked: Asked) -> web.Response:
+        if asked.place == 12:
+            refused.set()
+            return refuse(401, message="key expired")
+        if asked.place > 8:
+            # In flight when the refusal arrives, and answered after it.
+            await refused.wait()
+            await asyncio.sleep(0.2)
+        sent.append(asked.item)
+        return answer(asked)
+
+    server = Server(says)
+    with pytest.raises(TeacherError, match=r"The key was not accepted \(key expired\).*teacher\.key_env"):
+        label(server, 100, store)
+    assert len(server.asked) == 13, "not one question after the refusal"
+    assert sorted(a.item for a in store.read()) == sorted(sent) and len(sent) == 12
+    # The refusal says nothing about the item: the next run asks it without being told to.
+    assert label(Server(good), 100, store).requests == 88
+    assert len({a.item for a in store.read() if a.failure is None}) == 100
+
+
+@pytest.mark.parametrize(("status", "code", "said"), [
+    (402, 402, "No credit is left"), (404, "model_not_found", "teacher.model"),
+])  # fmt: skip
+def test_other_fatal_faults(store: Store, status: int, code: object, said: str) -> None:
+    async def says(asked: Asked) -> web.Response:
+        return refuse(status, code)
+
+    server = Server(says)
+    with pytest.raises(TeacherError, match=said):
+        label(server, 100, store)
+    assert len(server.asked) <= 4 and store.read() == []
+
+
+def test_a_model_that_the_stand_in_does_not_have(store: Store) -> None:
+    server = Rehearsal(TASK, make_errors(), model="other")
+    with pytest.raises(TeacherError, match=r"No such model or address \(The model 'm' does not exist here\.\)"):
+        label(server, 50, store)
+    assert len(server.ledger) <= 4 and store.read() == []
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_an_address_where_nothing_listens(store: Store, concurrency: int) -> None:
+    address, started = free_address(), time.monotonic()
+    with pytest.raises(TeacherError, match=re.escape(f"Nothing answers at {address} (")) as caught:
+        label(address, 50, store, concurrency=concurrency)
+    assert "teacher.base_url" in str(caught.value) and time.monotonic() - started < 5 and store.read() == []
+
+
+def test_an_address_that_never_answers(store: Store) -> None:
+    async def says(asked: Asked) -> web.Response:
+        await asyncio.sleep(30)
+        return answer(asked)
+
+    server = Server(says)
+    with pytest.raises(TeacherError, match=r"Nothing answers at http.* \(no answer within 0\.2 s\)"):
+        label(server, 50, store, teacher={"timeout_s": 0.2})
+    # Three tries without an answer, and what was on its way by then.
+    assert len(server.asked) <= 3 + 4
+
+
+def test_an_address_that_speaks_something_else(store: Store) -> None:
+    class Banner(Server):
+        async def __aenter__(self) -> Server:
+            async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                writer.write(b"220 mail.example ESMTP\r\n")
+                await writer.drain()
+                writer.close()
+
+            self.listening = await asyncio.start_server(greet, "127.0.0.1", 0)
+            self.base_url = f"http://127.0.0.1:{self.listening.sockets[0].getsockname()[1]}/v1"
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            self.listening.close()
+
+    with pytest.raises(TeacherError, match="Nothing answers at") as caught:
+        label(Banner(good), 50, store)
+    assert "\n" not in str(caught.value)
+
+
+def test_many_failures_in_a_row_end_the_run_and_can_be_asked_again(store: Store) -> None:
+    async def says(asked: Asked) -> web.Response:
+        return refuse(400, message="response_format is not supported")
+
+    server = Server(says)
+    end = re.escape("20 questions in a row failed, the last with bad_request: response_format is not supported. "
+                    "Mend that and run again, with labeler.retry_failed=true")
+    with pytest.raises(TeacherError, match=end):
+        label(server, 100, store)
+    assert GIVE_UP_AFTER == 20 <= len(server.asked) < 20 + 4
+    assert label(Server(good), 100, store, retry_failed=True).answered == 100
+
+
+def test_a_store_that_fails_stops_the_asking(tmp_path: Path) -> None:
+    class Full(Store):
+        def add(self, batch: Any) -> list[Annotation]:
+            if len(self.read()) >= 10:
+                raise StoreError("The disk is full")
+            return super().add(batch)
+
+    store = Full(tmp_path / "full.db")
+    server = Server(good)
+    with pytest.raises(StoreError, match="The disk is full"):
+        label(server, 100, store)
+    assert len(server.asked) <= len(store.read()) + 2 * 4 and len(store.read()) >= 10
+    store.close()
+
+
+# The key
+
+
+def leaks(path: Path, key: str) -> list[str]:
+    return [file.name for file in path.iterdir() if file.is_file() and key.encode() in file.read_bytes()]
+
+
+def escaped(text: str) -> str:
+    """A JSON body with every slash escaped, as some servers write it."""
+    return text.replace("/", "\\/")
+
+
+@pytest.mark.parametrize("shape", ["answer", "error", "page", "escaped"])
+def test_the_key_is_sent_and_never_kept(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str,
+                                        capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FRUIT_KEY", f" {KEY}\n")
+
+    async def says(asked: Asked) -> web.Response:
+        echo = asked.headers["Authorization"]
+        assert echo == f"Bearer {KEY}"
+        if shape == "answer":
+            content = json.dumps({"label": "pear" if asked.place % 2 else echo, "why": f"you sent {echo}"})
+            return answer(asked, content=content, model=echo, provider=echo)
+        if shape == "error":
+            return refuse(401, message=f"Incorrect API key provided: {echo}")
+        if shape == "page":
+            return web.Response(status=400, text=f"<html>{echo}</html>")
+        body = json.dumps({"error": {"message": f"Incorrect key {echo}", "code": 401}})
+        return web.Response(status=401, text=escaped(body), content_type="application/json")
+
+    message = ""
+    try:
+        label(Server(says), 30, store, teacher={"key_env": "FRUIT_KEY"})
+    except TeacherError as error:
+        message = repr(error)
+    assert (message == "") == (shape == "answer") and KEY not in message
+    stored = store.read()
+    assert KEY not in repr(stored) and ("***" in repr(stored) or "***" in message)
+    store.close()
+    assert leaks(tmp_path, KEY) == []
+    out, err = capfd.readouterr()
+    assert KEY not in out + err
+
+
+def test_a_placeholder_for_a_key_garbles_no_reply(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRUIT_KEY", "e")
+    assert label(Server(good), 2, store, teacher={"key_env": "FRUIT_KEY"}).answered == 2
+    assert {a.why for a in store.read()} == {"because"}
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_a_proxy_is_for_other_hosts_than_this_one(store: Store, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, free_address().removesuffix("/v1"))
+    assert label(Server(good), 3, store).answered == 3
+
+
+def test_other_hosts_are_asked_through_the_proxy(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    proxy = free_address()
+    monkeypatch.setenv("HTTP_PROXY", proxy.removesuffix("/v1"))
+    with pytest.raises(TeacherError, match=re.escape(proxy.removeprefix("http://").removesuffix("/v1").split(":")[1])):
+        label("http://teacher.invalid/v1", 3, store)
+
+
+# Interruptions, from within the process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_lets_what_is_in_flight_arrive(store: Store, number: signal.Signals) -> None:
+    sent: list[str] = []
+
+    async def says(asked: Asked) -> web.Response:
+        if asked.place == 11:
+            os.kill(os.getpid(), number)
+        if asked.place >= 8:
+            await asyncio.sleep(0.3)
+        sent.append(asked.item)
+        return answer(asked)
+
+    before = signal.getsignal(number)
+    server = Server(says)
+    with pytest.raises(KeyboardInterrupt):
+        label(server, 100, store)
+    assert len(server.asked) == 12 and sorted(a.item for a in store.read()) == sorted(sent)
+    assert signal.getsignal(number) == before
+    assert label(Server(good), 100, store).requests == 88
+
+
+def test_a_second_signal_ends_at_once_and_keeps_what_arrived(store: Store) -> None:
+    sent: list[str] = []
+
+    async def says(asked: Asked) -> web.Response:
+        if asked.place >= 8:
+            if asked.place == 11:
+                for _ in range(2):
+                    os.kill(os.getpid(), signal.SIGINT)
+                    await asyncio.sleep(0.1)
+            await asyncio.sleep(20)
+        sent.append(asked.item)
+        return answer(asked)
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        label(Server(says), 100, store)
+    assert time.monotonic() - started < 5
+    assert sorted(a.item for a in store.read()) == sorted(sent) and len(sent) == 8
+
+
+def test_answers_that_wait_for_the_disk_survive_a_second_signal(tmp_path: Path) -> None:
+    class Slow(Store):
+        def add(self, batch: Any) -> list[Annotation]:
+            batches.append(len(batch))
+            time.sleep(0.5)
+            return super().add(batch)
+
+    batches: list[int] = []
+    sent: list[str] = []
+
+    async def says(asked: Asked) -> web.Response:
+        if asked.place in (1, 2):
+            await asyncio.sleep(0.1)
+        if asked.place == 3:
+            # Three answers are back: one is being written, two wait for their turn.
+            await asyncio.sleep(0.25)
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(20)
+        sent.append(asked.item)
+        return answer(asked)
+
+    store = Slow(tmp_path / "slow.db")
+    with pytest.raises(KeyboardInterrupt):
+        label(Server(says), 100, store)
+    assert sorted(a.item for a in store.read()) == sorted(sent) and len(sent) == 3
+    assert batches == [1, 2]
+    store.close()
+
+
+def test_an_interrupt_does_not_wait_for_a_pause(store: Store) -> None:
+    async def says(asked: Asked) -> web.Response:
+        if asked.place == 4:
+            asyncio.get_running_loop().call_later(0.2, os.kill, os.getpid(), signal.SIGINT)
+            return refuse(429, Retry_After="60")
+        return answer(asked)
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        label(Server(says), 100, store)
+    assert time.monotonic() - started < 5
+
+
+# The synchronous door: ask()
+
+
+def make_errors(file: str = "none", **changes: Any) -> ErrorModel:
+    values = OmegaConf.load(CONF / f"rehearsal/errors/{file}.yaml")
+    made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ErrorModel), values, changes))
+    assert isinstance(made, ErrorModel)
+    return made
+
+
+def pictures(folder: Path, count: int) -> list[Item]:
+    items = []
+    for n in range(count):
+        path = folder / f"{n}.png"
+        Image.new("RGB", (8, 8), (n, 255 - n, 2 * n)).save(path)
+        items.append(Item(hashlib.sha256(path.read_bytes()).hexdigest(), path, path.name, truth=TASK.names[n % 2]))
+    return items
+
+
+def put(items: list[Item], store: Store, *, task: TaskSpec = TASK, base_url: str = "http://127.0.0.1:9/v1",
+        gold: int = 4, errors: ErrorModel | None = None, teacher: dict[str, Any] | None = None,
+        check: Any = lambda annotations: None, **changes: Any) -> asking.Answers:
+    return asking.ask(items[:gold], items[gold:], task=task, teacher=make_teacher(base_url, **(teacher or {})), how=HOW,
+                      spec=make_spec(**changes), store=store, errors=errors, max_pixels=10**6, seed=0, check=check)
+
+
+def test_a_rehearsal_labels_everything_once(store: Store, tmp_path: Path) -> None:
+    items = pictures(tmp_path, 12)
+    errors = make_errors()
+    answers = put(items, store, errors=errors, passes=2)
+    assert (answers.asked.requests, answers.plan.answered) == (24, 0)
+    assert {(a.item, a.label) for a in answers.annotations} == {(item.key, item.truth) for item in items}
+    assert answers.annotator.startswith("rehearsal:127.0.0.1:9/m?temperature=0.0#")
+    again = put(items, store, errors=errors, passes=2)
+    assert (again.asked.requests, again.plan.answered) == (0, 24) and again.annotations == answers.annotations
+    # An alias added later is no other question, and an answer by another error model is no answer.
+    assert put(items, store, errors=errors, task=replace(TASK, aliases={"birne": "pear"}), passes=2).asked.requests == 0
+    other = put(items, store, errors=make_errors(seed=1), passes=2)
+    assert other.asked.requests == 24 and other.annotator != answers.annotator
+
+
+def test_a_rehearsed_answer_never_satisfies_a_paid_run(store: Store, tmp_path: Path) -> None:
+    items = pictures(tmp_path, 6)
+    put(items, store, errors=make_errors())
+    paid = put(items, store, dry_run=True)
+    assert (len(paid.plan.questions), paid.annotations) == (6, []) and not paid.annotator.startswith("rehearsal:")
+
+
+def test_a_dry_run_asks_nobody(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = pictures(tmp_path, 10)
+    # Nothing listens at this address, and that does not matter.
+    answers = put(items, store, dry_run=True, passes=3, teacher=price(0.01))
+    assert answers.asked.requests == 0 and len(answers.plan.questions) == 30 and store.read() == []
+    assert "30 questions to ask, estimated cost $0.12 (at the most $0.30)" in capsys.readouterr().out
+
+
+def test_gold_comes_first_and_a_bad_look_saves_the_rest(store: Store, tmp_path: Path) -> None:
+    items, looked = pictures(tmp_path, 10), []
+
+    def check(annotations: list[Annotation]) -> None:
+        looked.append({a.item for a in annotations})
+        raise DataError("blind")
+
+    with pytest.raises(DataError, match="blind"):
+        put(items, store, errors=make_errors(), check=check)
+    assert looked == [{item.key for item in items[:4]}] == [{a.item for a in store.read()}]
+
+
+def test_items_without_truth_cannot_be_rehearsed(store: Store, tmp_path: Path) -> None:
+    items = pictures(tmp_path, 5)
+    items[3] = replace(items[3], truth=None)
+    with pytest.raises(DataError, match=r"1 of 5 items, 3\.png among them, have no known truth"):
+        put(items, store, errors=make_errors())
+
+
+def test_the_cap_holds_for_gold_and_pool_together(store: Store, tmp_path: Path) -> None:
+    items = pictures(tmp_path, 60)
+    rates = {"price": Price(input_usd=0.3, output_usd=2.5, source="", date=""), "image_tokens": 258}
+    with pytest.raises(TeacherError, match=r"labeler\.max_cost_usd=0\.004"):
+        put(items, store, errors=make_errors(), gold=20, teacher=rates, max_cost_usd=0.004)
+    paid = sum(a.cost_usd for a in store.read())
+    assert 0.0035 < paid <= 0.004 and len(store.read()) > 20, "it got into the pool"
+
+
+def test_the_key_is_never_sent_to_the_stand_in(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str]] = []
+
+    class Nosy(Rehearsal):
+        def _unwelcome(self, request: web.Request) -> Any:
+            seen.append(dict(request.headers))
+            return super()._unwelcome(request)
+
+    monkeypatch.setattr(asking, "Rehearsal", Nosy)
+    monkeypatch.setenv("FRUIT_KEY", KEY)
+    put(pictures(tmp_path, 4), store, errors=make_errors(), teacher={"key_env": "FRUIT_KEY"})
+    assert len(seen) == 4 and all("Authorization" not in headers for headers in seen) and KEY not in repr(seen)

@@ -1,0 +1,77 @@
+"""The shape of the code: one direction of imports, one module for SQL, one for MLflow, asyncio in its rooms."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src"
+# In the order the data walks: a room imports only rooms above its own.
+ROOMS = ["errors", "console", "task", "metrics", "store", "data", "labeling", "quality", "labels", "student", "reporting",
+         "config", "tracking", "record", "benchmarks"]
+ENTRY_POINTS = ["label", "train", "evaluate", "benchmark"]
+MODULES = sorted(SRC.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+def imported(path: Path, *, of_types: bool = False) -> Iterator[str]:
+    tree = ast.parse(path.read_text())
+    skipped = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            skipped |= {inner for statement in node.body for inner in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if node in skipped and not of_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names if node.module == "src")
+
+
+def test_every_file_stands_in_a_known_room() -> None:
+    assert {room(path) for path in MODULES if path.name != "__init__.py" or path.parent != SRC} == {*ROOMS, *ENTRY_POINTS}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(SRC).as_posix())
+def test_imports_go_one_way(path: Path) -> None:
+    own = room(path)
+    if own == "__init__":
+        return
+    allowed = ROOMS if own in ENTRY_POINTS else ROOMS[: ROOMS.index(own) + 1]
+    used = {name.split(".")[1] for name in imported(path, of_types=True) if name.startswith("src.")}
+    assert used <= set(allowed), f"{path.name} imports {used - set(allowed)}, which stand below it"
+
+
+@pytest.mark.parametrize(("library", "where"), [("mlflow", {"tracking.py"}), ("sqlalchemy", {"store.py", "tracking.py"})])
+def test_one_module_for_one_library(library: str, where: set[str]) -> None:
+    users = {path.relative_to(SRC).as_posix() for path in MODULES
+             if any(name.split(".")[0] == library for name in imported(path))}
+    assert users == where
+
+
+def test_asyncio_stays_in_the_labeling_room() -> None:
+    users = {room(path) for path in MODULES if {"asyncio", "aiohttp"} & {n.split(".")[0] for n in imported(path)}}
+    assert users == {"labeling"}
+
+
+def test_labelling_imports_no_torch() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys, src.label; print([m for m in ('torch', 'lightning', 'timm') if m in sys.modules])"],
+        capture_output=True, text=True, check=True, cwd=SRC.parent,
+    )
+    assert found.stdout.strip() == "[]"
+
+
+def test_class_names_stand_in_the_task_alone() -> None:
+    for path in MODULES:
+        words = [node.value for node in ast.walk(ast.parse(path.read_text()))
+                 if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        assert not {"mushroom", "sweet_pepper", "seven"} & set(words), path

@@ -1,0 +1,305 @@
+"""The image student: data module, augmentation, network, training step, device, checkpoint, speed."""
+
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from src.config import Job
+from src.data.images import square
+from src.errors import ConfigError, DataError, DataUnavailable
+from src.student import device, network
+from src.student.augment import Augment, normalise
+from src.student.checkpoint import Trained, load
+from src.student.fit import fit
+from src.student.images import Batches, LabelledImages, Shuffled
+from src.student.module import ImageStudent
+from src.student.network import build
+from src.student.spec import StudentSpec
+from src.task import Item, Label
+
+NAMES = ["dark", "light"]
+
+
+@pytest.fixture
+def spec(make_job: Callable[..., Job]) -> StudentSpec:
+    return make_job("student.pretrained=false", "student.input_size=32", "student.batch_size=8").student
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> list[Item]:
+    """Forty pictures, dark and light in turn: any student can learn them."""
+    chance = np.random.default_rng(0)
+    found = []
+    for n in range(40):
+        pixels = np.clip(chance.normal(60 if n % 2 == 0 else 190, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+        path = tmp_path / f"{n:02d}.png"
+        Image.fromarray(pixels).save(path)
+        found.append(Item(f"key{n:02d}", path, path.name, truth=NAMES[n % 2]))
+    return found
+
+
+def labels(items: list[Item]) -> dict[str, Label]:
+    return {item.key: Label(item.key, item.truth, True, "somebody") for item in items}
+
+
+def module_of(items: list[Item], spec: StudentSpec, **changes: object) -> LabelledImages:
+    settings = {"input_size": 32, "batch_size": spec.batch_size, "sharpen": True, "max_pixels": 10_000, "seed": 0}
+    return LabelledImages(items[:32], items[32:], labels(items), NAMES, **{**settings, **changes})  # type: ignore[arg-type]
+
+
+def test_batches_hold_what_was_labelled(items: list[Item], spec: StudentSpec) -> None:
+    data = module_of(items, spec)
+    data.setup("fit")
+    images, targets = next(iter(data.val_dataloader()))
+    assert images.shape == (8, 3, 32, 32) and images.dtype == torch.uint8
+    assert targets.tolist() == [[1.0, 0.0], [0.0, 1.0]] * 4
+    expected = square(Image.open(items[32].payload), 32, sharpen=True)
+    assert np.array_equal(images[0].permute(1, 2, 0).numpy(), expected)
+
+
+def test_an_epoch_shows_every_item_once_in_a_new_order() -> None:
+    sampler = Shuffled(21, 4, seed=3)
+    first, second = list(sampler), list(sampler)
+    assert len(first) == len(sampler) == 5  # the one left over is left out: BatchNorm cannot take it
+    assert all(len(batch) == 4 for batch in first) and first != second
+    assert len({n for batch in first for n in batch}) == 20
+    assert list(Shuffled(21, 4, seed=3)) == first
+    assert sum(map(len, Shuffled(21, 4, seed=None))) == 21
+    assert sorted(n for batch in Shuffled(22, 4, seed=0) for n in batch) == list(range(22))
+
+
+def test_only_accepted_labels_are_learned(items: list[Item], spec: StudentSpec) -> None:
+    some = labels(items)
+    some[items[0].key] = Label(items[0].key, None, False, "somebody", "passes disagree")
+    data = LabelledImages(items[:32], items[32:], some, NAMES, input_size=32, batch_size=8, sharpen=True,
+                          max_pixels=10_000, seed=0)
+    assert len(data.train_items) == 31 and items[0] not in data.train_items
+
+
+def test_too_few_labels_are_named(items: list[Item], spec: StudentSpec) -> None:
+    with pytest.raises(DataError, match=r"0 accepted label\(s\) in the validation part are too few"):
+        LabelledImages(items, [], labels(items), NAMES, input_size=32, batch_size=8, sharpen=True, max_pixels=10_000,
+                       seed=0)
+
+
+def test_a_gather_is_the_batch() -> None:
+    images, targets = torch.arange(12).reshape(6, 2), torch.eye(6)
+    got, wanted = Batches(images, targets)[[4, 1]]
+    assert got.tolist() == [[8, 9], [2, 3]] and wanted.argmax(1).tolist() == [4, 1]
+
+
+class TestAugment:
+    images = torch.randint(0, 256, (6, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    still = Augment(crop_scale=1, rotation_degrees=0, brightness=0, contrast=0, saturation=0, hue=0)
+
+    def test_nothing_to_do_is_plain_normalisation(self) -> None:
+        views = self.still(self.images, torch.Generator().manual_seed(0))
+        assert torch.allclose(views, normalise(self.images), atol=1e-4)
+
+    def test_normalisation_is_torchvisions(self) -> None:
+        from torchvision.transforms.functional import normalize
+
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        expected = normalize(self.images.float() / 255, list(mean), list(std))
+        assert torch.allclose(normalise(self.images, mean, std), expected, atol=1e-5)
+
+    def test_a_certain_flip_is_a_mirror(self) -> None:
+        mirrored = Augment(crop_scale=1, rotation_degrees=0, brightness=0, contrast=0, saturation=0, hue=0,
+                           horizontal_flip=1)(self.images, torch.Generator().manual_seed(0))
+        assert torch.allclose(mirrored, normalise(self.images).flip(3), atol=1e-4)
+
+    @pytest.mark.parametrize("change", ["brightness", "contrast", "saturation"])
+    def test_colour_changes_are_torchvisions(self, change: str) -> None:
+        from torchvision.transforms.functional import adjust_brightness, adjust_contrast, adjust_saturation
+
+        reference = {"brightness": adjust_brightness, "contrast": adjust_contrast, "saturation": adjust_saturation}[change]
+        # A grey-ish picture: torchvision clips what leaves [0, 1], the linear form does not.
+        picture = (torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 0.3 + 0.35)
+        quiet = dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0)
+        jitter = Augment(crop_scale=1, rotation_degrees=0, mean=(0, 0, 0), std=(1, 1, 1), **{**quiet, change: 0.4})
+        seen = jitter(picture, torch.Generator().manual_seed(5))
+        errors = [float((reference(picture, factor) - seen).abs().max()) for factor in np.linspace(0.6, 1.4, 1601)]
+        assert min(errors) < 2e-3
+        assert float((picture - seen).abs().max()) > 0.01
+
+    def test_same_generator_same_views_and_each_image_its_own(self) -> None:
+        same = self.images[:1].expand(6, -1, -1, -1)
+        first = Augment()(same, torch.Generator().manual_seed(2))
+        assert torch.equal(first, Augment()(same, torch.Generator().manual_seed(2)))
+        assert not torch.equal(first, Augment()(same, torch.Generator().manual_seed(3)))
+        assert not torch.allclose(first[0], first[1])
+
+    def test_the_memory_format_stays(self) -> None:
+        views = Augment()(self.images.contiguous(memory_format=torch.channels_last), torch.Generator().manual_seed(0))
+        assert views.is_contiguous(memory_format=torch.channels_last)
+
+
+class TestDevice:
+    @pytest.mark.parametrize(("mps", "cuda", "expected"), [(True, True, "mps"), (False, True, "cuda"), (False, False, "cpu")])
+    def test_auto_takes_the_best_there_is(self, mps: bool, cuda: bool, expected: str,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        assert device.resolve("auto") == expected
+
+    def test_one_that_is_not_there_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        with pytest.raises(ConfigError, match=r"trainer.accelerator='cuda' is not allowed: on this machine one of auto, cpu"):
+            device.resolve("cuda")
+
+    def test_channels_last_everywhere_but_on_mps(self) -> None:
+        assert device.memory_format("mps") == torch.contiguous_format
+        assert device.memory_format("cpu") == device.memory_format("cuda") == torch.channels_last
+
+
+class TestNetwork:
+    def test_weights_from_a_file_of_other_classes(self, spec: StudentSpec, tmp_path: Path) -> None:
+        other = timm.create_model(spec.name, num_classes=7)
+        path = tmp_path / "weights.pt"
+        torch.save(other.state_dict(), path)
+        spec.weights = str(path)
+        built = build(spec, 2, download=False, need_weights=False)
+        assert torch.equal(built.get_parameter("conv_stem.weight"), other.get_parameter("conv_stem.weight"))
+        assert built.get_parameter("classifier.weight").shape[0] == 2
+
+    def test_a_file_without_a_classifier_fits(self, spec: StudentSpec, tmp_path: Path) -> None:
+        from safetensors.torch import save_file
+
+        state = {k: v for k, v in timm.create_model(spec.name).state_dict().items() if not k.startswith("classifier")}
+        save_file(state, tmp_path / "w.safetensors")
+        spec.weights = str(tmp_path / "w.safetensors")
+        built = build(spec, 3, download=False, need_weights=False)
+        assert torch.equal(built.get_parameter("conv_stem.weight"), state["conv_stem.weight"])
+
+    @pytest.mark.parametrize("content", [b"", b"no tensors", None])
+    def test_a_file_that_is_none_is_refused(self, content: bytes | None, spec: StudentSpec, tmp_path: Path) -> None:
+        path = tmp_path / "w.safetensors"
+        if content is not None:
+            path.write_bytes(content)
+        spec.weights = str(path)
+        with pytest.raises(ConfigError, match=r"student\.weights='.*w\.safetensors' is not allowed"):
+            build(spec, 2, download=False, need_weights=False)
+
+    def test_weights_of_another_network_are_refused(self, spec: StudentSpec, tmp_path: Path) -> None:
+        torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "w.pt")
+        spec.weights = str(tmp_path / "w.pt")
+        with pytest.raises(ConfigError, match="weights of mobilenetv3_small_100"):
+            build(spec, 2, download=False, need_weights=False)
+
+    def test_an_unknown_name_is_refused_with_neighbours(self, spec: StudentSpec) -> None:
+        spec.name = "mobilenetv3_smal"
+        with pytest.raises(ConfigError, match=r"student\.name='mobilenetv3_smal' is not allowed: a timm model: mobilenetv3_"):
+            build(spec, 2, download=False, need_weights=False)
+
+    def test_an_unreachable_hub_warns_in_rehearsal_and_stops_a_real_run(
+        self, spec: StudentSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        spec.pretrained = True
+        monkeypatch.setattr(network, "_cached", lambda name: None)
+        real = timm.create_model
+
+        def unreachable(name: str, *, pretrained: bool = False, **options: object) -> torch.nn.Module:
+            if pretrained:
+                raise OSError("no route to the hub")
+            return real(name, **options)
+
+        monkeypatch.setattr(timm, "create_model", unreachable)
+        with pytest.raises(DataUnavailable, match="no route to the hub"):
+            build(spec, 2, download=True, need_weights=True)
+        build(spec, 2, download=True, need_weights=False)
+        told = capsys.readouterr().out
+        assert "no route to the hub" in told and "starts from random weights" in told
+
+    def test_without_leave_to_download_the_hub_is_not_asked(self, spec: StudentSpec, monkeypatch: pytest.MonkeyPatch,
+                                                            capsys: pytest.CaptureFixture[str]) -> None:
+        spec.pretrained = True
+        monkeypatch.setattr(network, "_cached", lambda name: None)
+        monkeypatch.setattr(network, "_from_hub", lambda *_: pytest.fail("asked the hub"))
+        build(spec, 2, download=False, need_weights=False)
+        assert "starts from random weights" in capsys.readouterr().out
+
+
+def test_layer_decay_scales_the_rates(spec: StudentSpec) -> None:
+    spec.layer_decay = 0.5
+    module = ImageStudent(timm.create_model(spec.name, num_classes=2), spec, mean=(0.5,) * 3, std=(0.5,) * 3,
+                          memory_format=torch.channels_last, seed=0)
+    rates = {name: group["lr"] for group in module._groups() for name, parameter in module.network.named_parameters()
+             if any(parameter is other for other in group["params"])}
+    assert rates["classifier.weight"] == pytest.approx(spec.learning_rate)
+    assert rates["conv_stem.weight"] < rates["blocks.5.0.conv.weight"] < rates["classifier.weight"]
+
+
+@pytest.fixture
+def trained(items: list[Item], spec: StudentSpec, make_job: Callable[..., Job], tmp_path: Path) -> Trained:
+    spec.learning_rate = 2e-3
+    trainer = make_job("trainer.max_epochs=20", "trainer.patience=0", "trainer.accelerator=cpu").trainer
+    curves: list[dict[str, float]] = []
+    from src.student.curves import Curves
+
+    fitted = fit(module_of(items, spec), NAMES, spec, trainer, seed=0,
+                 logger=Curves(lambda values, step=None: curves.append(dict(values))), checkpoints=tmp_path / "ckpt",
+                 download=False, need_weights=False)
+    assert sum("val/teacher_agreement" in values for values in curves) == 20
+    best = min(values["val/loss"] for values in curves if "val/loss" in values)
+    assert fitted.val_loss == pytest.approx(best)  # what comes back is the best epoch by validation
+    assert not any(name.startswith("test") for values in curves for name in values)
+    return Trained(fitted.network, spec.name, NAMES, 32, fitted.mean, fitted.std, True, "shades", 1)
+
+
+def test_it_learns_and_survives_the_disk(trained: Trained, items: list[Item], tmp_path: Path) -> None:
+    path = tmp_path / "mobilenet.pt"
+    trained.save(path)
+    raw = torch.load(path, weights_only=True)  # tensors and plain values only
+    assert raw["classes"] == NAMES and raw["input_size"] == 32
+    again = load(path)
+    pictures = [Image.open(item.payload) for item in items]
+    probabilities = again.predict_images(pictures)
+    assert np.allclose(probabilities.sum(axis=1), 1)
+    assert np.allclose(probabilities, trained.predict_images(pictures), atol=1e-6)
+    right = np.mean([NAMES[n] == item.truth for n, item in zip(probabilities.argmax(axis=1), items, strict=True)])
+    assert right >= 0.9
+    assert again.predict(torch.zeros((0, 3, 32, 32), dtype=torch.uint8)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("saved", [b"nothing", {"other": 1}, {"format": 99}])
+def test_a_file_that_is_no_student_is_refused(saved: object, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    if isinstance(saved, bytes):
+        path.write_bytes(saved)
+    else:
+        torch.save(saved, path)
+    with pytest.raises(DataError, match=r"x\.pt (is not a student's checkpoint|has format 99)"):
+        load(path)
+
+
+def test_a_checkpoint_that_runs_code_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (str(tmp_path / "ran"),))
+
+    stream = io.BytesIO()
+    torch.save({"format": 1, "state_dict": Evil()}, stream)
+    (tmp_path / "x.pt").write_bytes(stream.getvalue())
+    with pytest.raises(DataError):
+        load(tmp_path / "x.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_same_seed_trains_the_same(items: list[Item], spec: StudentSpec, make_job: Callable[..., Job],
+                                       tmp_path: Path) -> None:
+    trainer = make_job("trainer.max_epochs=1", "trainer.accelerator=cpu").trainer
+
+    def loss(seed: int, where: str) -> float:
+        return fit(module_of(items, spec, seed=seed), NAMES, spec, trainer, seed=seed, logger=None,
+                   checkpoints=tmp_path / where, download=False, need_weights=False).val_loss
+
+    first = loss(1, "a")
+    assert math.isclose(first, loss(1, "b"), rel_tol=1e-4) and not math.isclose(first, loss(2, "c"), rel_tol=1e-3)
