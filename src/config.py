@@ -3,10 +3,12 @@
 Config stops here: entry points take the typed parts apart and hand them on.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -21,6 +23,7 @@ from src.quality.spec import QualitySpec
 from src.student.spec import StudentSpec, TrainerSpec
 from src.task import TaskSpec
 
+PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
 # Absolute, so that entry points also work when they are imported and called.
 CONF = str(Path(__file__).parents[1] / "conf")
 
@@ -89,7 +92,7 @@ class Benchmark:
                 raise ConfigError(key, getattr(self, key), "2 or more")
 
 
-for name, schema in (("job", Job), ("evaluation", Evaluation), ("benchmark_job", Benchmark)):
+for name, schema in (("job", Job), ("evaluation", Evaluation), ("benchmark", Benchmark)):
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
 
@@ -99,18 +102,21 @@ def read(cfg: DictConfig, kind: type[Any]) -> Any:
     if missing:
         raise ConfigError(missing[0], MISSING, f"this key has no default; give {missing[0]}=…")
     try:
-        found = OmegaConf.to_object(cfg)
+        # Once more against the bare schema: Hydra's `+key=value` adds whatever it is given.
+        plain = OmegaConf.to_container(cfg, resolve=True)
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain))
     except FlywheelError:
         raise
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error.full_key), error.value, str(error.msg)) from error
+        raise ConfigError(str(error.full_key), error.value, str(error.msg or error).splitlines()[0]) from error
     assert isinstance(found, kind)
     return found
 
 
-def as_yaml(cfg: DictConfig) -> str:
-    """The resolved config as it is recorded. It holds no key: these stand in the environment alone."""
-    return OmegaConf.to_yaml(cfg, resolve=True)
+def recorded(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config as it may be written down. Keys stand in the environment alone; the password of a database's
+    address is struck out."""
+    return dict(yaml.safe_load(PASSWORD.sub(r"\1***@", OmegaConf.to_yaml(cfg, resolve=True))))
 
 
 def output_folder() -> Path:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import DictConfig
 from PIL import Image
 
-from src.config import Job, as_yaml, output_folder
+from src.config import Job, output_folder, recorded
 from src.console import say, table
 from src.data.images import load
 from src.labels import Labelled
@@ -40,10 +41,9 @@ def run_of(cfg: DictConfig, job: Job, *, stage: str) -> Iterator[Run | None]:
             "data": job.data.name}
     with open_run(uri=job.tracking.uri, experiment=job.tracking.experiment, artifacts=Path(job.tracking.artifacts),
                   name=name, tags=tags) as run:
-        config = OmegaConf.to_container(cfg, resolve=True)
-        assert isinstance(config, dict)
-        run.params({str(key): value for key, value in config.items()})
-        run.text(as_yaml(cfg), "config.yaml")
+        config = recorded(cfg)
+        run.params(config)
+        run.text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "config.yaml")
         yield run
 
 

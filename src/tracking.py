@@ -238,7 +238,8 @@ class ParentRun(Callback):
         parent = os.environ.get(PARENT)
         if parent and job_return.status == JobStatus.FAILED:
             mlflow.set_tracking_uri(config.tracking.uri)
-            mlflow.MlflowClient().set_tag(parent, f"{FAILED}{config.hydra.job.num}", str(job_return._return_value)[:500])
+            why = str(job_return._return_value)[:500]
+            mlflow.MlflowClient().set_tag(parent, f"{FAILED}{config.hydra.job.num}", why)
 
     @staticmethod
     def _close(uri: str, parent: str) -> None:

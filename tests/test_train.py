@@ -38,7 +38,8 @@ def call(main: Callable[[], Any], *overrides: str) -> int:
     """Run an entry point as the command line would, in this process, and return its exit status."""
     before = sys.argv
     sys.argv = ["job", *overrides]
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it for its children, and a new command has none
+    for name in ("MLFLOW_TRACKING_URI", tracking.PARENT):  # set for child processes; a new command has neither
+        os.environ.pop(name, None)
     try:
         main()
     except SystemExit as ended:
@@ -68,7 +69,8 @@ def test_one_finished_run_with_the_agreed_names(first: Run, home: Path) -> None:
     assert first.data.tags["rehearsal"] == "REHEARSAL (stand-in teacher)"
     assert first.data.metrics["label/requests"] == 2 * (20 + 100)
     assert first.data.metrics["label/gold_accuracy"] == 1.0  # the error model is `none`
-    assert first.data.params["labeler.max_items"] == "100" and first.data.params["student.name"] == "mobilenetv3_small_100"
+    params = first.data.params
+    assert params["labeler.max_items"] == "100" and params["student.name"] == "mobilenetv3_small_100"
     assert first.data.tags["prompt_hash"] and first.inputs.dataset_inputs[0].dataset.name == "digits"
 
 
@@ -76,7 +78,8 @@ def test_the_files_are_there_and_hold_what_they_say(first: Run, home: Path) -> N
     client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
     assert {file.path for file in client.list_artifacts(first.info.run_id)} >= FILES
     pictures = {Path(file.path).stem for file in client.list_artifacts(first.info.run_id, "figures")}
-    assert pictures >= {"confusion_test", "confusion_gold", "per_class_test", "mistakes_test", "coverage_test", "labels"}
+    assert pictures >= {"confusion_test", "confusion_gold", "per_class_test", "mistakes_test", "coverage_test",
+                        "labels"}
     tables = {Path(file.path).stem for file in client.list_artifacts(first.info.run_id, "tables")}
     assert tables == {"per_class_test", "per_class_gold", "confusion_test", "confusion_gold"}
     folder = Path(client.download_artifacts(first.info.run_id, ""))
@@ -130,7 +133,8 @@ def test_evaluate_gives_the_same_figures_in_a_run_of_its_own(first: Run, home: P
         assert judged.data.metrics[name] == pytest.approx(first.data.metrics[name], abs=1e-6)
 
 
-def test_a_persons_edits_are_imported_and_trained_on(first: Run, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_persons_edits_are_imported_and_trained_on(first: Run, home: Path,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
     review = home / "review" / "digits" / "review_labels.csv"
     labels = pd.read_csv(Path(mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db").download_artifacts(
         first.info.run_id, "labels_llm.csv")))
@@ -211,13 +215,12 @@ def test_unknown_runs_are_refused(home: Path, first: Run, capsys: pytest.Capture
 
 
 def test_a_multirun_is_one_parent_and_pays_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(tracking.PARENT, raising=False)
     closing: list[tuple[Callable[..., None], tuple[str, ...]]] = []
     monkeypatch.setattr(tracking.atexit, "register", lambda close, *args: closing.append((close, args)))
-    status = call(train.main, "-m", *SMALL, f"home={tmp_path}", "quality.min_confidence=0,2,0.5", "trainer.max_epochs=1")
+    status = call(train.main, "-m", *SMALL, f"home={tmp_path}", "quality.min_confidence=0,2,0.5",
+                  "trainer.max_epochs=1")
     for close, args in closing:
         close(*args)
-    monkeypatch.delenv(tracking.PARENT, raising=False)
     found = runs(tmp_path)
     parent = next(run for run in found if run.data.tags.get("flywheel.stage") == "sweep")
     children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]

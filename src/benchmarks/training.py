@@ -62,7 +62,7 @@ def _rates(size: int, batch_size: int, steps: int, repeats: int, device: str) ->
     def bare() -> None:
         network.zero_grad(set_to_none=True)
         loss: Tensor = F.cross_entropy(network(ready), goal)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
     pairs = [(_per_step(bare, steps, device), _lightning(spec, images, targets, steps, device)) for _ in range(repeats)]
     bare_s, training_s = (statistics.median(kind) for kind in zip(*pairs, strict=True))

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from src.console import Update, progress, say
-from src.data.images import load, shown
+from src.data.images import Unreadable, load, shown
 from src.data.spec import Shown
 from src.errors import ConfigError, DataError
 from src.labeling.budget import Budget
@@ -137,7 +137,11 @@ async def _run(plan: Plan, update: Update, *, task: TaskSpec, teacher: Teacher, 
         # Both passes of an item are asked close together: encode it once.
         @lru_cache(maxsize=2 * spec.concurrency)
         def show(item: Item) -> tuple[bytes, str]:
-            image = shown(load(Path(item.payload), max_pixels), how)
+            try:
+                image = shown(load(Path(item.payload), max_pixels), how)
+            except (OSError, Unreadable) as error:
+                raise DataError(f"{item.name} could be read when the run began and cannot now: {error}. What was "
+                                "answered is kept; run again.") from error
             digest = hashlib.sha256(image).hexdigest()
             if stand_in and item.truth:
                 stand_in.learn(digest, item.key, item.truth)

@@ -79,7 +79,7 @@ class Client:
         started = time.perf_counter()
         try:
             async with self._session.post(self._address, json=self.body(image),
-                                          headers={"Idempotency-Key": question}) as response:
+                                          headers={"Idempotency-Key": self._key_of(question)}) as response:
                 text = (await response.read()).decode("utf-8", errors="replace")
                 outcome = classify(response.status, response.headers, self._without_key(text), self._task,
                                    now=time.time())
@@ -95,6 +95,10 @@ class Client:
         told: dict[str, Any] = {name: self._without_key(value) for name, value in vars(outcome).items()
                                 if type(value) is str}
         return replace(outcome, **told, latency_s=time.perf_counter() - started)
+
+    def _key_of(self, question: str) -> str:
+        """With the prompt in it: a gateway that honours the header must not replay an answer to an older prompt."""
+        return f"{question}-{self._prompt.hash[:12]}"
 
     def _without_key(self, text: str) -> str:
         """Providers echo keys in their errors, and replies are stored. A placeholder such as `x`, which local servers

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 
-from src.console import Update
+from src.console import Update, warn
 from src.errors import FlywheelError, TeacherError
 from src.labeling.budget import Budget
 from src.labeling.client import Client
@@ -27,6 +27,7 @@ from src.task import Annotation, Failure, Item, TaskSpec
 
 GIVE_UP_AFTER = 20  # questions failed in a row: whatever ails them ails the next ones too
 UNBILLED = (Failure.RATE_LIMIT, Failure.OVERLOADED, Failure.BAD_REQUEST)  # turned away before any work was done
+LONG_PAUSE_S = 30  # from here on, silence would look like a hang
 UNREACHABLE_AFTER = 3  # tries without any answer at the start of a run: the address is wrong or nothing runs there
 
 
@@ -137,6 +138,9 @@ class Labeler:
                 last = last or failure == Failure.BAD_REQUEST
                 if outcome.retry_after_s and failure and failure.transient:
                     self._pacer.pause(outcome.retry_after_s)
+                    if outcome.retry_after_s >= LONG_PAUSE_S:
+                        warn(f"The teacher asks for a pause of {outcome.retry_after_s:.0f} s (rate limit). "
+                             "Ctrl-C keeps what was answered.")
                 # A stored failure is one that was paid for, judged final, or the question's last; what is wrong with
                 # the key or the address is no fault of this item.
                 if not outcome.fatal and (failure is None or not failure.transient or last or outcome.cost_usd):
