@@ -3,13 +3,15 @@
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from src.config import Job
 from src.data.images import square
@@ -229,14 +231,26 @@ class TestNetwork:
         assert "starts from random weights" in capsys.readouterr().out
 
 
-def test_layer_decay_scales_the_rates(spec: StudentSpec) -> None:
-    spec.layer_decay = 0.5
+def test_biases_and_norms_do_not_decay(spec: StudentSpec) -> None:
     module = ImageStudent(timm.create_model(spec.name, num_classes=2), spec, mean=(0.5,) * 3, std=(0.5,) * 3,
                           memory_format=torch.channels_last, seed=0)
-    rates = {name: group["lr"] for group in module._groups() for name, parameter in module.network.named_parameters()
-             if any(parameter is other for other in group["params"])}
-    assert rates["classifier.weight"] == pytest.approx(spec.learning_rate)
-    assert rates["conv_stem.weight"] < rates["blocks.5.0.conv.weight"] < rates["classifier.weight"]
+    module.trainer = SimpleNamespace(estimated_stepping_batches=10)  # type: ignore[assignment]
+    groups = module.configure_optimizers()["optimizer"].param_groups  # type: ignore[index,call-overload]
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    for name, parameter in module.network.named_parameters():
+        assert decay[id(parameter)] == (0.0 if parameter.ndim == 1 else spec.weight_decay), name
+
+
+def test_mixup_blends_images_and_targets_alike(spec: StudentSpec) -> None:
+    spec.mixup = 0.5
+    module = ImageStudent(timm.create_model(spec.name, num_classes=2), spec, mean=(0.5,) * 3, std=(0.5,) * 3,
+                          memory_format=torch.channels_last, seed=0)
+    # An image that is its target all over: after blending it must still be.
+    targets = torch.eye(8)
+    views = targets.reshape(8, 8, 1, 1).expand(8, 8, 2, 2)
+    mixed, blended = module._mixed(views, targets)
+    assert torch.allclose(mixed[:, :, 0, 0], blended) and torch.allclose(blended.sum(1), torch.ones(8))
+    assert not torch.equal(blended, targets)
 
 
 @pytest.fixture
@@ -268,6 +282,9 @@ def test_it_learns_and_survives_the_disk(trained: Trained, items: list[Item], tm
     assert np.allclose(probabilities, trained.predict_images(pictures), atol=1e-6)
     right = np.mean([NAMES[n] == item.truth for n, item in zip(probabilities.argmax(axis=1), items, strict=True)])
     assert right >= 0.9
+    both = replace(again, flip_average=True).predict_images(pictures)
+    mirrored = again.predict_images([ImageOps.mirror(picture) for picture in pictures])
+    assert np.allclose(both, (probabilities + mirrored) / 2, atol=1e-6)
     assert again.predict(torch.zeros((0, 3, 32, 32), dtype=torch.uint8)).shape == (0, 2)
 
 

@@ -38,6 +38,7 @@ class Trained:
     sharpen: bool
     task: str
     task_version: int
+    flip_average: bool = False
     device: str = "cpu"
 
     def save(self, path: Path) -> None:
@@ -54,17 +55,17 @@ class Trained:
     @torch.inference_mode()
     def predict(self, images: Tensor) -> NDArray[np.float64]:
         """N×C probabilities of N×3×S×S bytes."""
-        network = self.network.to(self.device).eval()
-        batches = torch.split(images, BATCH)
-        found = [self.logits(network, batch.to(self.device)).softmax(1).cpu().double() for batch in batches]
-        return torch.cat(found).numpy() if len(images) else np.zeros((0, len(self.classes)))
+        self.network.to(self.device).eval()
+        found = [self._probabilities(batch.to(self.device)).cpu() for batch in torch.split(images, BATCH)]
+        return torch.cat(found).double().numpy() if len(images) else np.zeros((0, len(self.classes)))
 
-    def logits(self, network: torch.nn.Module, images: Tensor) -> Tensor:
+    def _probabilities(self, images: Tensor) -> Tensor:
         ready = normalise(images, self.mean, self.std).contiguous(memory_format=memory_format(self.device))
-        return network(ready)  # type: ignore[no-any-return]
+        seen: Tensor = self.network(ready).softmax(1)
+        return (seen + self.network(ready.flip(3)).softmax(1)) / 2 if self.flip_average else seen
 
 
-_KEYS = ("name", "classes", "input_size", "sharpen", "task", "task_version")
+_KEYS = ("name", "classes", "input_size", "sharpen", "task", "task_version", "flip_average")
 
 
 def load(path: Path, device: str = "cpu") -> Trained:

@@ -50,6 +50,7 @@ def distil(labels: Sequence[Label], splits: Splits, task: TaskSpec, spec: Studen
     trained = Trained(
         network=fitted.network, name=spec.name, classes=task.names, input_size=spec.input_size, mean=fitted.mean,
         std=fitted.std, sharpen=sharpen, task=task.name, task_version=task.version,
+        flip_average=spec.flip_average,
     )
     checkpoint = out / "mobilenet.pt"
     trained.save(checkpoint)

@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import timm
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from src.console import progress, say
@@ -24,7 +24,8 @@ from src.student.module import ImageStudent
 from src.student.network import build
 from src.student.spec import StudentSpec, TrainerSpec
 
-MONITOR = "val/loss"
+# Labels are noisy: the loss punishes confidence in what the teacher got wrong and rises while accuracy still does.
+MONITOR = "val/teacher_agreement"
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,13 @@ def fit(data: LabelledImages, classes: Sequence[str], spec: StudentSpec, trainer
     module = ImageStudent(network, spec, mean=config["mean"], std=config["std"], memory_format=memory_format(device),
                           seed=seed)
     data.setup("fit")
-    best = ModelCheckpoint(dirpath=checkpoints, filename="best", monitor=MONITOR, save_weights_only=True)
+    best = ModelCheckpoint(dirpath=checkpoints, filename="best", monitor=MONITOR, mode="max",
+                           save_weights_only=True)
     with progress("training", trainer.max_epochs) as update:
         shown = _Shown(update)
         callbacks: list[Callback] = [best, shown]
         if trainer.patience:
-            callbacks.append(EarlyStopping(MONITOR, patience=trainer.patience, check_finite=True))
-        if spec.ema_decay:
-            callbacks.append(EMAWeightAveraging(decay=spec.ema_decay))
+            callbacks.append(EarlyStopping(MONITOR, mode="max", patience=trainer.patience))
         lightning = L.Trainer(
             max_epochs=trainer.max_epochs, accelerator="gpu" if device == "cuda" else device, devices=1,
             precision="32-true", logger=logger or False, callbacks=callbacks, enable_progress_bar=False,

@@ -4,11 +4,11 @@ Knows nothing about files, labels' origin or tracking; what it logs are numbers 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.optim import param_groups_weight_decay
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -58,7 +58,8 @@ class ImageStudent(L.LightningModule):
         self.log("val/teacher_agreement", agrees, batch_size=len(images))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = torch.optim.AdamW(self._groups(), lr=self.spec.learning_rate)
+        groups = param_groups_weight_decay(self.network, weight_decay=self.spec.weight_decay)  # none on biases, norms
+        optimizer = torch.optim.AdamW(groups, lr=self.spec.learning_rate)
         steps = int(self.trainer.estimated_stepping_batches)
         warmup = round(self.spec.warmup_share * steps)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - warmup))
@@ -67,19 +68,6 @@ class ImageStudent(L.LightningModule):
             rise = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.01, total_iters=warmup)
             schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, cosine], [warmup])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _groups(self) -> list[dict[str, Any]]:
-        """Parameter groups: no decay for biases and norms; earlier layers learn slower by `layer_decay` a layer.
-
-        timm sets only `lr_scale`, which plain torch optimizers do not read, so it is folded into `lr` here.
-        """
-        from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-
-        decay, rate = self.spec.weight_decay, self.spec.learning_rate
-        if self.spec.layer_decay == 1:
-            return list(param_groups_weight_decay(self.network, weight_decay=decay))
-        groups = param_groups_layer_decay(self.network, weight_decay=decay, layer_decay=self.spec.layer_decay)
-        return [{"params": g["params"], "weight_decay": g["weight_decay"], "lr": rate * g["lr_scale"]} for g in groups]
 
     def _mixed(self, views: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """MixUp (Zhang et al., 2018): each image and its target blended with another's, one share for the batch."""

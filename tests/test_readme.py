@@ -1,0 +1,119 @@
+"""The README's commands do what it says, in a fresh copy with an empty `mlruns/`; those that cost money left out."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)
+FREE = [block for block in BLOCKS if "costs money" not in block and "needs a server" not in block]
+TABLE = re.findall(r"^\| [^|]+ \| `(\.venv/bin/python -m [^`]+)`", README, re.M)
+# The table's commands are for real sizes; here they only have to work, and must not ask a real teacher.
+SMALL = ["rehearsal=always", "labeler.max_items=60", "data.gold_size=40", "student.pretrained=false",
+         "student.input_size=32", "student.batch_size=16", "trainer.max_epochs=1"]
+
+
+def lines(block: str) -> list[str]:
+    joined = block.replace("\\\n", " ")
+    return [line.split("#")[0].strip() for line in joined.splitlines() if line.split("#")[0].strip()]
+
+
+def test_the_readme_still_holds_what_is_tested_here() -> None:
+    assert ["make demo", "make test"] in [lines(block) for block in FREE]
+    assert len(BLOCKS) - len(FREE) == 2 and len(TABLE) == 4
+
+
+def test_the_way_without_make_is_the_makefiles_own() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    plain = next(block for block in re.findall(r"^```\n(.*?)^```", README, re.M | re.S) if "venv" in block)
+    assert "-m pip install" in plain and "-r requirements.txt" in plain and "-r requirements.txt" in makefile
+    for command in ("-m src.train +experiment=demo", '-m pytest -q -m "not slow and not shared"'):
+        assert f".venv/bin/python {command}" in plain and f"$(BIN)/python {command}" in makefile, command
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_make_help_lists_every_target() -> None:
+    told = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert targets and all(f"make {target} " in told for target in targets)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project as a user has it after installing, with nothing run yet."""
+    copy = tmp_path_factory.mktemp("clone") / "flywheel"
+    left_out = shutil.ignore_patterns(".venv", "mlruns", ".git", "*_cache", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=left_out)
+    (copy / ".venv").symlink_to(Path(os.environ.get("VIRTUAL_ENV", ROOT / ".venv")))
+    (copy / "mlruns").mkdir()
+    return copy
+
+
+def run(command: str, where: Path) -> str:
+    """Output and errors together; fails the test with both where the command fails."""
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY") and not k.startswith("MLFLOW")}
+    done = subprocess.run(command, shell=True, cwd=where, env=environment, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}"
+    assert "Traceback" not in done.stdout
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_shows_what_it_promises_and_asks_once(clone: Path) -> None:
+    told = run("make demo", clone)
+    assert "Results REHEARSAL (stand-in teacher, drawn images)" in told and "accuracy against truth (test)" in told
+    assert re.search(r"Files: mlruns/outputs/\S+", told)
+    assert "Look at it: .venv/bin/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db" in told
+    again = run("make demo", clone)
+    assert re.search(r"Labels: \S+: 0 questions to ask", again) and "requests in this run" in again
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_other_commands_run(clone: Path) -> None:
+    for block in FREE:
+        for command in lines(block):
+            if not command.startswith("make"):
+                assert "Results REHEARSAL" in run(command, clone)
+    for command in TABLE:
+        if "src.evaluate" in command:
+            made = run(f".venv/bin/python -m src.train +experiment=digits {' '.join(SMALL)}", clone)
+            found = re.search(r"src\.evaluate run=(\w+)", made)
+            assert found and "judged again" in run(command.replace("<id>", found[1]), clone)
+        elif "src.benchmark" in command:
+            assert "share kept" in run(f"{command} demo=false sizes=[32] repeats=2 steps=2 batch_size=8", clone)
+        else:
+            run(f"{command} {' '.join(SMALL)}", clone)
+
+
+@pytest.mark.slow
+def test_make_ui_serves_the_runs(clone: Path) -> None:
+    (clone / "mlruns").mkdir(exist_ok=True)
+    server = subprocess.Popen(["make", "ui"], cwd=clone, start_new_session=True, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL, env={**os.environ, "MLFLOW_PORT": "5987"})
+    try:
+        for _ in range(90):
+            time.sleep(1)
+            try:
+                with urllib.request.urlopen("http://127.0.0.1:5987/health", timeout=5) as answer:
+                    assert answer.status == 200
+                    return
+            except OSError:
+                assert server.poll() is None, "the UI ended by itself"
+        pytest.fail("no answer from the UI within 90 s")
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
