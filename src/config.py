@@ -20,10 +20,10 @@ from src.labeling.ask import RehearsalSpec
 from src.labeling.spec import LabelerSpec
 from src.labeling.teacher import Teacher
 from src.quality.spec import QualitySpec
-from src.student.spec import StudentSpec, TrainerSpec
+from src.student.spec import ACCELERATORS, StudentSpec, TrainerSpec
 from src.task import TaskSpec
 
-PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
+PASSWORD = re.compile(r"(://[^/\s:@]*:)\S+@|((?i:[?&]password=))[^&\s'\"]+")
 # Absolute, so that entry points also work when they are imported and called.
 CONF = str(Path(__file__).parents[1] / "conf")
 
@@ -56,8 +56,8 @@ class Job:
     tracking: TrackingSpec
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError("seed", self.seed, "0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError("seed", self.seed, "0 or more, below 2**32")
 
 
 @dataclass
@@ -70,6 +70,8 @@ class Evaluation:
     tracking: TrackingSpec
 
     def __post_init__(self) -> None:
+        if self.accelerator not in ACCELERATORS:
+            raise ConfigError("accelerator", self.accelerator, f"one of {', '.join(ACCELERATORS)}")
         if not self.run:
             raise ConfigError("run", self.run, "the id of a training run, as the MLflow UI shows it")
 
@@ -116,7 +118,12 @@ def read(cfg: DictConfig, kind: type[Any]) -> Any:
 def recorded(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config as it may be written down. Keys stand in the environment alone; the password of a database's
     address is struck out."""
-    return dict(yaml.safe_load(PASSWORD.sub(r"\1***@", OmegaConf.to_yaml(cfg, resolve=True))))
+    return dict(yaml.safe_load(without_passwords(OmegaConf.to_yaml(cfg, resolve=True))))
+
+
+def without_passwords(text: str) -> str:
+    """The text with the passwords of all addresses in it struck out."""
+    return PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", text)
 
 
 def output_folder() -> Path:

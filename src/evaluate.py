@@ -12,6 +12,9 @@ from src.config import CONF, Evaluation, Job, output_folder, read
 from src.console import entry_point, say, table, warn
 from src.data.dataset import open_dataset
 from src.record import record_judgements, result_rows, speed_figures
+from src.student.checkpoint import load
+from src.student.device import resolve
+from src.student.judge import judge
 from src.tracking import find, open_run
 
 
@@ -19,6 +22,7 @@ from src.tracking import find, open_run
 @entry_point
 def main(cfg: DictConfig) -> None:
     asked: Evaluation = read(cfg, Evaluation)
+    device = resolve(asked.accelerator, "accelerator")
     out = output_folder()
     stored = find(asked.tracking.uri, asked.run, out)
     config = OmegaConf.merge(OmegaConf.structured(Job), stored.config)
@@ -33,15 +37,12 @@ def main(cfg: DictConfig) -> None:
             "student": job.student.name, "rehearsal": note or "no"}
     with open_run(uri=asked.tracking.uri, experiment=stored.experiment, artifacts=Path(asked.tracking.artifacts),
                   name=f"{stored.name} again", tags=tags) as run:
-        from src.student.checkpoint import load
-        from src.student.judge import judge
-
         student = load(out / "mobilenet.pt")
         judged = judge(student, dataset.splits, max_pixels=job.data.max_pixels, seed=job.seed,
-                       accelerator=asked.accelerator)
+                       device=device)
         run.metrics(speed_figures(judged))
         record_judgements(run, judged, student.classes, job.data.max_pixels, note)
-    table(f"{stored.name}, judged again {note}".strip(), result_rows(judged), ("what", "figure"))
+    table(f"{stored.name}, judged again {note}".strip(), result_rows(judged, job.task.metric), ("what", "figure"))
     say(f"Pictures and tables: MLflow run {run.id}")
 
 

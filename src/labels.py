@@ -39,6 +39,7 @@ class Labelled:
     gold_accepted: Interval | None
     truth_accuracy: Interval | None
     files: tuple[Path, ...]
+    passes: int
 
     @property
     def stand_ins(self) -> str:
@@ -69,7 +70,7 @@ class Labelled:
             **{f"label/outcome/{name}": float(count) for name, count in asked.outcomes.items()},
         }
         if asked.seconds:
-            found["label/items_per_second"] = asked.answered / asked.seconds
+            found["label/items_per_second"] = asked.answered / self.passes / asked.seconds
         intervals = {"label/gold_accuracy": self.gold_accuracy, "label/gold_accuracy_accepted": self.gold_accepted,
                      "label/truth_accuracy": self.truth_accuracy}
         if self.agreement:
@@ -91,14 +92,16 @@ def make_labels(*, task: TaskSpec, data: DataSpec, teacher: Teacher, labeler: La
     dataset = open_dataset(task, data, home=home, download=rehearsal.mode != "always",
                            stand_in=rehearsal.mode != "never")
     splits = dataset.splits
-    rehearsed = rehearses(rehearsal.mode, teacher, drawn=dataset.drawn)
+    # A dry run tells what the real teacher would be asked, and needs neither its key nor anybody's truth.
+    dry = labeler.dry_run and rehearsal.mode != "always"
+    rehearsed = not dry and rehearses(rehearsal.mode, teacher, drawn=dataset.drawn)
     if rehearsed:
         warn("REHEARSAL: a stand-in teacher on loopback answers. Nothing is paid, and no figure is a real one.")
     review = ReviewFile(home / "review" / task.name / "review_labels.csv", task, quality.reviewer)
-    if imported := review.import_edits(store):
+    if not labeler.dry_run and (imported := review.import_edits(store)):
         say(f"Review: {imported} edit(s) imported from {review.path}")
     pool = splits.pool[: labeler.max_items]
-    truths = {item.key: item.truth for item in [*splits.choose, *pool] if item.truth}
+    truths = {item.key: item.truth for item in pool if item.truth}
     gold_truths = {item.key: item.truth for item in splits.choose if item.truth}
     answers = ask(
         splits.choose, pool, task=task, teacher=teacher, how=data.shown, spec=labeler, store=store,
@@ -121,7 +124,7 @@ def make_labels(*, task: TaskSpec, data: DataSpec, teacher: Teacher, labeler: La
     made = Labelled(
         dataset, answers, labels, rehearsed, agreement(answers.annotations, task),
         teacher_accuracy(answers.annotations, gold_truths, task), label_accuracy(on_gold, gold_truths),
-        label_accuracy(labels, truths) if judged_pool else None, files,
+        label_accuracy(labels, truths) if judged_pool else None, files, labeler.passes,
     )
     if not labeler.dry_run:
         _show(made)

@@ -37,8 +37,8 @@ def run_of(cfg: DictConfig, job: Job, *, stage: str) -> Iterator[Run | None]:
         yield None
         return
     name = f"{job.task.name} {stage}" if stage == "label" else f"{job.task.name} {job.student.name} s{job.seed}"
-    tags = {"flywheel.stage": stage, "task": job.task.name, "teacher": job.teacher.model, "student": job.student.name,
-            "data": job.data.name}
+    tags = {"flywheel.stage": stage, "task": job.task.name, "metric": job.task.metric, "data": job.data.name,
+            "teacher": job.teacher.model, "student": job.student.name}
     with open_run(uri=job.tracking.uri, experiment=job.tracking.experiment, artifacts=Path(job.tracking.artifacts),
                   name=name, tags=tags) as run:
         config = recorded(cfg)
@@ -79,7 +79,7 @@ def record_student(run: Run, student: "Distilled", judged: "Judged", made: Label
     summary = output_folder() / "eval.json"
     summary.write_text(json.dumps(evaluation(run.id, judged, student, made, job), indent=2), encoding="utf-8")
     run.file(summary)
-    rows = result_rows(judged)
+    rows = result_rows(judged, job.task.metric)
     rows.insert(0, ("agreement with the teacher (validation)",
                     f"{student.fitted.val_agreement:.3f}, n={student.validation_size}"))
     if made.gold_accuracy:
@@ -120,11 +120,13 @@ def speed_figures(judged: "Judged") -> dict[str, float]:
             "latency/p95_ms": speed.p95_ms}
 
 
-def result_rows(judged: "Judged") -> list[tuple[str, str]]:
+def result_rows(judged: "Judged", metric: str) -> list[tuple[str, str]]:
+    """The task's own metric stands first."""
     rows = []
     for part, judgement in judged.parts.items():
-        rows += [(f"accuracy against truth ({part})", str(judgement.scores.accuracy)),
-                 (f"macro-F1 ({part})", str(judgement.scores.f1_macro))]
+        figures = [(f"accuracy against truth ({part})", str(judgement.scores.accuracy)),
+                   (f"macro-F1 against truth ({part})", str(judgement.scores.f1_macro))]
+        rows += figures if metric == "accuracy" else figures[::-1]
     speed = judged.speed
     rows.append((f"student's speed on {speed.device}", f"{speed.items_per_second:.0f} images/s in batches of "
                  f"{speed.batch_size}; one image {speed.p50_ms:.1f} ms (p95 {speed.p95_ms:.1f})"))
@@ -137,7 +139,8 @@ def evaluation(run_id: str, judged: "Judged", student: "Distilled", made: Labell
     parts = {part: {"scores": scores.flat(part), "per_class": [row._asdict() for row in scores.per_class],
                     "confusion": scores.confusion.tolist()} for part, scores in scored.items()}
     found = {
-        "run": run_id, "rehearsal": made.stand_ins or False, "task": job.task.name, "task_version": job.task.version,
+        "run": run_id, "rehearsal": made.stand_ins or False,
+        "task": job.task.name, "task_version": job.task.version, "metric": job.task.metric,
         "classes": job.task.names, "student": job.student.name, "input_size": job.student.input_size, "seed": job.seed,
         "dataset": {"name": made.dataset.name, "hash": made.dataset.hash, **made.dataset.splits.sizes()},
         "labels": {"annotator": made.answers.annotator, "prompt_hash": made.answers.prompt.hash, **made.figures()},
@@ -152,7 +155,8 @@ def show_where(run: Run, job: Job) -> None:
         say(f"Look at it: .venv/bin/mlflow ui --backend-store-uri {job.tracking.uri}")
     else:
         say(f"Look at it: {job.tracking.uri.rsplit('@', 1)[-1]}")
-    say(f"Figures and pictures again: .venv/bin/python -m src.evaluate run={run.id}")
+    home = "" if job.home == "mlruns" else f" home={job.home}"
+    say(f"Figures and pictures again: .venv/bin/python -m src.evaluate run={run.id}{home}")
 
 
 def _mistakes(judgement: "Judgement", classes: list[str], max_pixels: int, title: str, note: str) -> Any:

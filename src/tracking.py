@@ -7,6 +7,7 @@ Knows nothing about labels or students beyond their numbers, files and pictures.
 import atexit
 import logging
 import os
+import re
 import socket
 import tempfile
 import warnings
@@ -32,8 +33,9 @@ from hydra.experimental.callback import Callback
 from matplotlib.figure import Figure
 from mlflow.entities import RunStatus, ViewType
 from mlflow.exceptions import MlflowException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from src.config import without_passwords
 from src.errors import TrackingError
 
 PARENT = "FLYWHEEL_PARENT_RUN"  # environment variable: id of the sweep's run
@@ -48,14 +50,14 @@ class Run:
     id: str
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        mlflow.log_metrics(dict(values), step=step, run_id=self.id)
+        mlflow.log_metrics({_allowed(name): value for name, value in values.items()}, step=step, run_id=self.id)
 
     def tags(self, values: Mapping[str, str]) -> None:
         mlflow.set_tags(dict(values))
 
     def params(self, config: Mapping[str, Any]) -> None:
         """All leaves of a nested config, under dotted names."""
-        mlflow.log_params(dict(_leaves("", config)))
+        mlflow.log_params({_allowed(name): value for name, value in _leaves("", config)})
 
     def figure(self, figure: Figure, name: str) -> None:
         mlflow.log_figure(figure, f"figures/{name}.png", save_kwargs={"dpi": 120})
@@ -63,8 +65,8 @@ class Run:
     def table(self, rows: pd.DataFrame, name: str) -> None:
         mlflow.log_table(rows, f"tables/{name}.json")
 
-    def file(self, path: Path, folder: str | None = None) -> None:
-        mlflow.log_artifact(str(path), folder)
+    def file(self, path: Path) -> None:
+        mlflow.log_artifact(str(path))
 
     def text(self, text: str, name: str) -> None:
         mlflow.log_text(text, name)
@@ -137,6 +139,9 @@ def open_run(*, uri: str, experiment: str, artifacts: Path, name: str, tags: Map
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise
+    except MlflowException as error:
+        raise TrackingError(f"MLflow at {_shown(uri)} failed: {str(error).splitlines()[0][:300]}. The labels are kept; "
+                            "run again when it answers.") from error
     except BaseException as error:
         mlflow.set_tag("flywheel.error", str(error)[:500])
         raise
@@ -220,13 +225,15 @@ class ParentRun(Callback):
     """Hydra callback: every multirun is one parent run, whose id its jobs find in the environment."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if config.labeler.dry_run:
+            return
         tracking = config.tracking
         experiment_id = prepare(tracking.uri, tracking.experiment, Path(tracking.artifacts))
-        overrides = OmegaConf.to_container(config.hydra.overrides.task)
-        swept = [o for o in overrides if isinstance(o, str) and "," in o] if isinstance(overrides, list) else []
+        overrides = [without_passwords(str(override)) for override in config.hydra.overrides.task]
+        swept = [override for override in overrides if "," in override]
         run = mlflow.MlflowClient().create_run(
             experiment_id, run_name=f"sweep {' '.join(swept)}".strip()[:200],
-            tags={"flywheel.stage": "sweep", "flywheel.overrides": " ".join(map(str, overrides or []))[:5000],
+            tags={"flywheel.stage": "sweep", "flywheel.overrides": " ".join(overrides)[:5000],
                   "flywheel.host": socket.gethostname(), "flywheel.pid": str(os.getpid())},
         )
         os.environ[PARENT] = run.info.run_id
@@ -246,7 +253,9 @@ class ParentRun(Callback):
         mlflow.set_tracking_uri(uri)
         client = mlflow.MlflowClient()
         run = client.get_run(parent)
-        children = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
+        # All experiments: a sweep over tasks has its children in several.
+        everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+        children = client.search_runs(everywhere, f"tags.mlflow.parentRunId = '{parent}'")
         states = [child.info.status for child in children]
         failed = sum(tag.startswith(FAILED) for tag in run.data.tags)
         client.log_metric(parent, "sweep/finished", states.count("FINISHED"))
@@ -274,11 +283,17 @@ def _leaves(prefix: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]
             yield name, value
 
 
+def _allowed(name: str) -> str:
+    """MLflow takes letters, digits and these signs in a name; a class or an alias may hold others."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
 def _requirements() -> list[str]:
     """What the student needs where it is loaded; asking MLflow to infer it would take half a minute."""
     from importlib.metadata import version
 
-    needed = ("torch", "torchvision", "timm", "numpy", "pandas", "pillow", "hydra-core", "omegaconf", "rich")
+    needed = ("torch", "torchvision", "timm", "numpy", "pandas", "pillow", "hydra-core", "omegaconf", "rich", "psutil",
+              "filelock", "matplotlib", "sqlalchemy")
     return [f"{name}=={version(name).split('+')[0]}" for name in needed]
 
 

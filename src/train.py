@@ -14,6 +14,8 @@ from src.console import entry_point
 from src.labels import make_labels
 from src.record import record_labels, record_student, run_of, show_where
 from src.store import Store
+from src.student.distil import check, distil
+from src.student.judge import judge
 
 
 @hydra.main(config_path=CONF, config_name="job", version_base="1.3")
@@ -21,6 +23,7 @@ from src.store import Store
 def main(cfg: DictConfig) -> None:
     started = time.monotonic()
     job: Job = read(cfg, Job)
+    check(job.student, job.trainer)  # before labels are paid for
     with run_of(cfg, job, stage="train") as run:
         made = make_labels(
             task=job.task, data=job.data, teacher=job.teacher, labeler=job.labeler, quality=job.quality,
@@ -29,17 +32,14 @@ def main(cfg: DictConfig) -> None:
         if not run:
             return
         record_labels(run, made, job.task)
-        # Torch is loaded from here on: labels that are not worth training on are found out without it.
-        from src.student.distil import distil
-        from src.student.judge import judge
-
         student = distil(
             made.labels, made.dataset.splits, job.task, job.student, job.trainer, sharpen=job.data.shown.sharpen,
             max_pixels=job.data.max_pixels, seed=job.seed, out=output_folder(), log=run.metrics,
             download=job.rehearsal.mode != "always", need_weights=job.rehearsal.mode == "never",
         )
-        judged = judge(student.trained, made.dataset.splits, max_pixels=job.data.max_pixels, seed=job.seed)
         run.metrics({"train/first_step_s": student.fitted.first_step_at - started})
+        judged = judge(student.trained, made.dataset.splits, max_pixels=job.data.max_pixels, seed=job.seed,
+                       device=student.fitted.device)
         record_student(run, student, judged, made, job)
     show_where(run, job)
 

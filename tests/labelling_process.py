@@ -51,9 +51,10 @@ class Labelling:
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def ledger(self) -> list[dict[str, Any]]:
-        """The stand-in's own record of what it answered."""
+        """The stand-in's own record of what it answered; `question` is item and pass, without who was asked what."""
         text = self.ledger_file.read_text() if self.ledger_file.exists() else ""
-        return [json.loads(line) for line in text.splitlines()]
+        records = [json.loads(line) for line in text.splitlines()]
+        return [{**record, "question": "-".join(record["question"].split("-")[:2])} for record in records]
 
     def stored(self) -> list[Annotation]:
         if not self.store_file.exists():

@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from src.config import Benchmark, Evaluation, Job, read, recorded
+from src.config import Benchmark, Evaluation, Job, read, recorded, without_passwords
 from src.errors import ConfigError
 from src.labeling.prompt import render
 
@@ -70,6 +70,7 @@ WRONG = [
     ("trainer.accelerator=tpu", "trainer.accelerator='tpu' is not allowed: one of auto, cpu, cuda, mps"),
     ("trainer.max_epochs=0", "trainer.max_epochs=0 is not allowed: 1 or more"),
     ("seed=-1", "seed=-1 is not allowed: 0 or more"),
+    ("seed=4294967296", "seed=4294967296 is not allowed: 0 or more, below 2**32"),
     ("teacher.base_url=ftp://x", "teacher.base_url='ftp://x' is not allowed"),
     ("teacher.json_mode=xml", "teacher.json_mode='xml' is not allowed: one of json_schema, json_object, none"),
     ("teacher=openai_compatible", "teacher.model='???' is not allowed: this key has no default; give teacher.model=…"),
@@ -110,6 +111,17 @@ def test_the_recorded_config_holds_no_key(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert recorded(shared)["store"] == "postgresql://me:***@db.example/labels"
 
 
+@pytest.mark.parametrize(("address", "told"), [
+    ("postgresql://me:pa/ss@db/labels", "postgresql://me:***@db/labels"),
+    ("postgresql://me:p@ss@db/labels", "postgresql://me:***@db/labels"),
+    ("postgresql://db/labels?user=me&password=hunter2&x=1", "postgresql://db/labels?user=me&password=***&x=1"),
+    ("sqlite:///mlruns/mlflow.db", "sqlite:///mlruns/mlflow.db"),
+    ("http://localhost:11434/v1", "http://localhost:11434/v1"),
+])
+def test_passwords_are_struck_out(address: str, told: str) -> None:
+    assert without_passwords(f"store={address}") == f"store={told}"
+
+
 @pytest.mark.parametrize(("name", "kind", "needs"), [("evaluate", Evaluation, ["run=abc"]),
                                                      ("benchmark", Benchmark, [])])
 def test_the_other_entry_points_compose(name: str, kind: type, needs: list[str]) -> None:
@@ -119,6 +131,8 @@ def test_the_other_entry_points_compose(name: str, kind: type, needs: list[str])
         if needs:
             with pytest.raises(ConfigError, match="run='\\?\\?\\?' is not allowed"):
                 read(compose(name), kind)
+            with pytest.raises(ConfigError, match="accelerator='gpu' is not allowed: one of auto, cpu, cuda, mps"):
+                read(compose(name, overrides=[*needs, "accelerator=gpu"]), kind)
 
 
 def test_no_experiment_repeats_a_default() -> None:

@@ -58,6 +58,18 @@ def unprivileged() -> Iterator[None]:
 # What a folder may hold
 
 
+def test_a_gold_csv_leaves_the_truth_of_the_test_folders(tmp_path: Path) -> None:
+    """What is to be labelled lies plainly in train/; test/ is in class folders, as people have it."""
+    name = TASK.names[0]
+    for n, place in enumerate(("train/a.png", "train/b.png", f"test/{name}/c.png")):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (n * 50, 0, 0)).save(tmp_path / place)
+    (tmp_path / "gold.csv").write_text(f"file,label\na.png,{name}\n")
+    found = scan(tmp_path, TASK, max_pixels=100, gold_csv=tmp_path / "gold.csv")
+    assert [item.truth for item in found.test] == [name]
+    assert {item.name: item.truth for item in found.train} == {"train/a.png": name, "train/b.png": None}
+
+
 def test_train_and_test_with_class_folders(tmp_path: Path) -> None:
     draw(tmp_path / "train/apple/a.png", 1)
     draw(tmp_path / "train/pear/b.png", 2)

@@ -105,7 +105,7 @@ class Server:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read())
         image = base64.b64decode(body["messages"][1]["content"][1]["image_url"]["url"].partition(",")[2])
-        question = request.headers["Idempotency-Key"].rsplit("-", 1)[0]  # without the prompt
+        question = "-".join(request.headers["Idempotency-Key"].split("-")[:2])  # item and pass
         nth = sum(asked.question == question for asked in self.asked)
         item = image.removeprefix(JPEG).decode()
         assert request.transport
@@ -961,7 +961,7 @@ def test_a_rehearsal_labels_everything_once(store: Store, tmp_path: Path) -> Non
     answers = put(items, store, errors=errors, passes=2)
     assert (answers.asked.requests, answers.plan.answered) == (24, 0)
     assert {(a.item, a.label) for a in answers.annotations} == {(item.key, item.truth) for item in items}
-    assert answers.annotator.startswith("rehearsal:127.0.0.1:9/m?temperature=0.0#")
+    assert answers.annotator.startswith("rehearsal:127.0.0.1:9/v1/m?temperature=0.0#")
     again = put(items, store, errors=errors, passes=2)
     assert (again.asked.requests, again.plan.answered) == (0, 24) and again.annotations == answers.annotations
     # An alias added later is no other question, and an answer by another error model is no answer.

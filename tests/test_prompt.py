@@ -137,7 +137,8 @@ def test_a_longer_timeout_or_token_limit_asks_nothing_again() -> None:
 ])  # fmt: skip
 def test_another_annotator_has_another_name(change: dict[str, Any]) -> None:
     assert teacher(**change).annotator != teacher().annotator
-    assert teacher().annotator == 'openrouter.ai/google/gemini-2.5-flash?reasoning={"effort":"none"}&temperature=0.0'
+    name = 'openrouter.ai/api/v1/google/gemini-2.5-flash?reasoning={"effort":"none"}&temperature=0.0'
+    assert teacher().annotator == name
 
 
 # Mistakes

@@ -353,13 +353,13 @@ def test_a_teacher_who_sees_goes_on(accuracy: float, n: int, seed: int) -> None:
     check([(NAMES[i % 4], NAMES[i % 4] if rng.random() < accuracy else rng.choice(NAMES)) for i in range(n)])
 
 
-@pytest.mark.parametrize("n", [0, 1, 19])
+@pytest.mark.parametrize("n", [0, 1, 9])
 def test_few_answers_say_nothing(n: int) -> None:
     check([(NAMES[i % 4], "pear") for i in range(n)])
 
 
 def test_few_gold_answers_do_not_tell_chance() -> None:
-    given, truths = answered([(NAMES[i % 4], NAMES[(i + 1) % 4]) for i in range(19)])
+    given, truths = answered([(NAMES[i % 4], NAMES[(i + 1) % 4]) for i in range(9)])
     check_collapse([*given, *[said(NAMES[i % 4], 0, item=f"pool{i}") for i in range(100)]], truths, TASK)
 
 
@@ -368,7 +368,7 @@ def test_without_truth_nothing_is_judged() -> None:
     check_collapse(given, {}, TASK)
 
 
-@pytest.mark.parametrize("n", [20, 25, 60, 150])
+@pytest.mark.parametrize("n", [10, 20, 25, 60, 150])
 @pytest.mark.parametrize("minority", [0, 1, 2])
 def test_data_that_are_nearly_of_one_class_go_on_when_the_teacher_is_right(n: int, minority: int) -> None:
     check([("apple" if i >= minority else "pear",) * 2 for i in range(n)])  # type: ignore[misc]

@@ -9,11 +9,17 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)
+FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+BLOCKS = [text for language, text in FENCES if language == "bash"]
 FREE = [block for block in BLOCKS if "costs money" not in block and "needs a server" not in block]
 TABLE = re.findall(r"^\| [^|]+ \| `(\.venv/bin/python -m [^`]+)`", README, re.M)
 # The table's commands are for real sizes; here they only have to work, and must not ask a real teacher.
@@ -33,7 +39,7 @@ def test_the_readme_still_holds_what_is_tested_here() -> None:
 
 def test_the_way_without_make_is_the_makefiles_own() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    plain = next(block for block in re.findall(r"^```\n(.*?)^```", README, re.M | re.S) if "venv" in block)
+    plain = next(text for language, text in FENCES if not language and "venv" in text)
     assert "-m pip install" in plain and "-r requirements.txt" in plain and "-r requirements.txt" in makefile
     for command in ("-m src.train +experiment=demo", '-m pytest -q -m "not slow and not shared"'):
         assert f".venv/bin/python {command}" in plain and f"$(BIN)/python {command}" in makefile, command
@@ -77,8 +83,23 @@ def test_the_demo_shows_what_it_promises_and_asks_once(clone: Path) -> None:
     assert "Results REHEARSAL (stand-in teacher, drawn images)" in told and "accuracy against truth (test)" in told
     assert re.search(r"Files: mlruns/outputs/\S+", told)
     assert "Look at it: .venv/bin/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db" in told
+    accuracy = re.search(r"accuracy against truth \(test\) +│ (0\.\d+)", told)
+    drawn = next((clone / "mlruns" / "data").glob("*-rendered-*/"))
+    assert accuracy and float(accuracy[1]) >= pixels_alone(drawn) + 0.05
     again = run("make demo", clone)
     assert re.search(r"Labels: \S+: 0 questions to ask", again) and "requests in this run" in again
+
+
+def pixels_alone(root: Path) -> float:
+    """Test accuracy of logistic regression on the pixels of all training pictures with their true labels."""
+    def read(part: str) -> tuple[np.ndarray, list[str]]:
+        paths = sorted((root / part).rglob("*.png"))
+        pixels = [np.asarray(Image.open(path), np.float32).ravel() for path in paths]
+        return np.stack(pixels), [path.parent.name for path in paths]
+
+    (train, truth), (test, expected) = read("train"), read("test")
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=200)).fit(train, truth)
+    return float(model.score(test, expected))
 
 
 @pytest.mark.slow

@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pandas as pd
 import pytest
 import torch
+from jobs import call, runs
 from mlflow.entities import Run
 from PIL import Image
 
@@ -32,28 +30,6 @@ FILES = {"labels_llm.csv", "review_labels.csv", "eval.json", "mobilenet.pt", "da
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
-
-
-def call(main: Callable[[], Any], *overrides: str) -> int:
-    """Run an entry point as the command line would, in this process, and return its exit status."""
-    before = sys.argv
-    sys.argv = ["job", *overrides]
-    for name in ("MLFLOW_TRACKING_URI", tracking.PARENT):  # set for child processes; a new command has neither
-        os.environ.pop(name, None)
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    finally:
-        sys.argv = before
-    return 0
-
-
-def runs(home: Path) -> list[Run]:
-    """Newest first."""
-    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
-    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    return sorted(found, key=lambda run: -run.info.start_time)
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +138,34 @@ def test_dry_run_asks_nobody_and_leaves_no_run(home: Path, first: Run, capsys: p
     assert "200 questions to ask, estimated cost $" in told and len(runs(home)) == before
 
 
-def test_a_failed_jobs_run_is_failed(home: Path, first: Run, monkeypatch: pytest.MonkeyPatch,
-                                     capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(train.main, *SMALL, f"home={home}", "student.name=nonesuch") == 1
-    assert "student.name='nonesuch' is not allowed" in capsys.readouterr().err
+def test_a_dry_run_tells_what_the_real_teacher_would_be_asked(tmp_path: Path, first: Run,
+                                                              capsys: pytest.CaptureFixture[str]) -> None:
+    """Without its key: that is needed to ask, not to plan."""
+    for mode in ("auto", "never"):
+        wanted = ["+experiment=digits", f"home={tmp_path}", f"rehearsal={mode}", "data.gold_size=40"]
+        assert call(label.main, *wanted, "labeler.max_items=50", "labeler.dry_run=true") == 0
+        told = capsys.readouterr().out
+        assert "Labels: openrouter.ai/" in told and "140 questions to ask" in told
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_failed_jobs_run_is_failed(home: Path, first: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(train.main, *SMALL, f"home={home}", "data.gold_size=5") == 1
+    assert "gold items for 10 classes are too few" in capsys.readouterr().err
     failed = runs(home)[0]
-    assert failed.info.status == "FAILED" and "nonesuch" in failed.data.tags["flywheel.error"]
+    assert failed.info.status == "FAILED" and "10 classes" in failed.data.tags["flywheel.error"]
+
+
+@pytest.mark.parametrize("override", ["student.name=nonesuch", "student.weights=none.pt", "trainer.accelerator=cuda"])
+def test_a_student_that_cannot_be_trained_is_found_before_anything_is_asked(
+    override: str, home: Path, first: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(train, "make_labels", lambda **_: pytest.fail("labels were asked for"))
+    before = len(runs(home))
+    assert call(train.main, *SMALL, f"home={home}", override) == 1
+    key, value = override.split("=")
+    assert f"{key}='{value}' is not allowed" in capsys.readouterr().err and len(runs(home)) == before
 
 
 def test_an_interrupted_jobs_run_is_killed(home: Path, first: Run, monkeypatch: pytest.MonkeyPatch,

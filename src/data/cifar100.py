@@ -13,9 +13,11 @@ def bring(into: Path, *, root: Path | None, classes: Sequence[str], download: bo
     `root` holds or will hold torchvision's copy (`cifar-100-python/`). Raises DataUnavailable where there is none and
     it cannot be downloaded, DataError where a class is not one of CIFAR-100's.
     """
+    place = root or into.parent / "cifar100"
+    if not download and not (place / "cifar-100-python").is_dir():
+        raise DataUnavailable(f"CIFAR-100 is not in {place}, and nothing is downloaded in this rehearsal.")
     from torchvision.datasets import CIFAR100
 
-    place = root or into.parent / "cifar100"
     try:
         if download and not (place / CIFAR100.base_folder).is_dir():
             say(f"Downloading CIFAR-100 (169 MB) to {place} …")

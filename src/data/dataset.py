@@ -33,10 +33,6 @@ class Dataset:
     drawn: bool
     hash: str
 
-    def items(self) -> list[Item]:
-        s = self.splits
-        return [*s.choose, *s.certify, *s.train, *s.validation, *s.test]
-
 
 def open_dataset(task: TaskSpec, spec: DataSpec, *, home: Path, download: bool, stand_in: bool) -> Dataset:
     """Bring, read and split the items.
@@ -73,6 +69,7 @@ def _bring(task: TaskSpec, spec: DataSpec, source: dict[str, Any], home: Path, d
     into.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(into.with_suffix(".lock")):
         if into.is_dir():
+            say(f"Data: {into.name} was prepared before and is re-used")
             return into
         partial = into.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)

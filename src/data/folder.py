@@ -75,6 +75,8 @@ def scan(root: Path, task: TaskSpec, *, max_pixels: int, truth_csv: Path | None 
                     broken[name] = str(error)
                     continue
                 place = path.resolve()
+                # With a truth CSV folders are only folders; with a gold CSV that is true of what is to be labelled.
+                folders_only = bool(truths) or bool(gold and part == "train")
                 row = truths.get(place, {}) | gold.get(place, {})
                 item = Item(
                     key=hashlib.sha256(payload).hexdigest(),
@@ -83,7 +85,7 @@ def scan(root: Path, task: TaskSpec, *, max_pixels: int, truth_csv: Path | None 
                     twin=pixel_hash(image),
                     group=row.get("group") or None,
                     attributes={k: v for k, v in row.items() if k not in ("file", "label", "group")},
-                    truth=row["label"] if row else _class_of(path, parts.get(part, root), task, bool(truths or gold)),
+                    truth=row["label"] if row else _class_of(path, parts.get(part, root), task, folders_only),
                 )
                 if place in gold:
                     golden.add(item.key)
@@ -162,10 +164,10 @@ def counts(items: Sequence[Item]) -> Counter[str | None]:
     return Counter(item.truth for item in items)
 
 
-def _class_of(path: Path, part: Path, task: TaskSpec, has_csv: bool) -> str | None:
+def _class_of(path: Path, part: Path, task: TaskSpec, folders_only: bool) -> str | None:
     """The truth that a class folder tells; plain files have none, and with a CSV folders are only folders."""
     inside = path.relative_to(part).parts
-    if len(inside) < 2 or has_csv:
+    if len(inside) < 2 or folders_only:
         return None
     label = task.map_label(inside[0])
     if label is None:

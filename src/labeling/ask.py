@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
-from src.console import Update, progress, say
+from src.console import Update, progress, say, warn
 from src.data.images import Unreadable, load, shown
 from src.data.spec import Shown
 from src.errors import ConfigError, DataError
@@ -86,7 +86,7 @@ def ask(gold: Sequence[Item], pool: Sequence[Item], *, task: TaskSpec, teacher: 
     annotator = teacher.annotator
     if errors:
         unknown = [item.name for item in items if item.truth is None]
-        if unknown:
+        if unknown and not spec.dry_run:
             raise DataError(
                 f"{len(unknown)} of {len(items)} items, {unknown[0]} among them, have no known truth and cannot be "
                 f"rehearsed: the stand-in teacher would not know what to answer. Set {teacher.key_env or 'a teacher'} "
@@ -107,6 +107,9 @@ def ask(gold: Sequence[Item], pool: Sequence[Item], *, task: TaskSpec, teacher: 
     say(f"Labels: {annotator}: {whole}")
     if spec.dry_run:
         return Answers(annotator, prompt, stored(), whole)
+    if whole.questions and not errors and teacher.key_env and whole.worst_usd == 0:
+        warn("No price is known for this teacher, so labeler.max_cost_usd cannot hold unless its replies name their "
+             "cost. Give teacher.price.input_usd and teacher.price.output_usd (US dollars per million tokens).")
     budget = Budget(spec.max_cost_usd)
     asked = Tally()
     for what, part in (("labelling gold", gold), ("labelling", pool)):

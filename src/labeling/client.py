@@ -4,6 +4,7 @@ The only place that sees the key. Knows nothing about retries, budgets or stores
 """
 
 import base64
+import hashlib
 import time
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,7 @@ class Client:
         self._prompt = prompt
         self._task = task
         self._connections = connections
+        self._asked = hashlib.sha256((teacher.annotator + prompt.hash).encode()).hexdigest()[:12]
         self._address = teacher.base_url.rstrip("/") + "/chat/completions"
 
     async def __aenter__(self) -> "Client":
@@ -97,8 +99,8 @@ class Client:
         return replace(outcome, **told, latency_s=time.perf_counter() - started)
 
     def _key_of(self, question: str) -> str:
-        """With the prompt in it: a gateway that honours the header must not replay an answer to an older prompt."""
-        return f"{question}-{self._prompt.hash[:12]}"
+        """With annotator and prompt in it: a gateway that honours the header must not replay another one's answer."""
+        return f"{question}-{self._asked}"
 
     def _without_key(self, text: str) -> str:
         """Providers echo keys in their errors, and replies are stored. A placeholder such as `x`, which local servers

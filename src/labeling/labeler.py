@@ -131,7 +131,9 @@ class Labeler:
                 worst_usd = await self._afford()
                 if worst_usd is None:
                     return
-                outcome = await self._ask(question, image, worst_usd)
+                # An unusable answer asked for again is another question to a server that replays by name.
+                name = f"{question.name}-{content_tries}" if content_tries else question.name
+                outcome = await self._ask(name, image, worst_usd)
                 failure = outcome.failure
                 content_tries += failure is not None and not failure.transient
                 last = tries == self._spec.max_attempts or content_tries == self._spec.max_content_attempts
@@ -184,11 +186,11 @@ class Labeler:
             ))
         return None
 
-    async def _ask(self, question: Question, image: bytes, worst_usd: float) -> Outcome:
+    async def _ask(self, name: str, image: bytes, worst_usd: float) -> Outcome:
         # A request whose bill we never see may have cost its worst case, and the cap must hold.
         charged = worst_usd
         try:
-            outcome = await self._client.ask(image, question.name)
+            outcome = await self._client.ask(image, name)
             billed = outcome.cost_usd is not None or outcome.tokens_in > 0 or outcome.failure in UNBILLED
             if outcome.cost_usd is None:
                 outcome = replace(outcome, cost_usd=self._teacher.cost(outcome.tokens_in, outcome.tokens_out))

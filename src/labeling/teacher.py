@@ -77,6 +77,7 @@ class Teacher:
         place = address.hostname or ""
         if address.port:
             place += f":{address.port}"
+        place += address.path.rstrip("/")
         settings = {"temperature": self.temperature, **self.sampling}
         return f"{place}/{self.model}?" + "&".join(f"{key}={_plain(value)}" for key, value in sorted(settings.items()))
 

@@ -16,7 +16,7 @@ from src.metrics import Interval, proportion
 from src.quality.conclude import votes
 from src.task import Annotation, Label, TaskSpec
 
-COLLAPSE_N = 20  # fewer answers than this say nothing about a collapse
+COLLAPSE_N = 10  # fewer answers than this say nothing about a collapse
 COLLAPSE_SHARE = 0.95
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -20,6 +19,7 @@ from src.data.images import square
 from src.errors import DataError
 from src.student.augment import normalise
 from src.student.device import memory_format
+from src.student.network import bare
 
 FORMAT = 1
 BATCH = 128
@@ -74,7 +74,7 @@ def load(path: Path, device: str = "cpu") -> Trained:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if saved["format"] != FORMAT:
             raise DataError(f"{path} has format {saved['format']}, this Flywheel reads {FORMAT}.")
-        network = timm.create_model(saved["name"], pretrained=False, num_classes=len(saved["classes"]))
+        network = bare(saved["name"], len(saved["classes"]), saved["input_size"])
         network.load_state_dict(saved["state_dict"])
         fields = {key: saved[key] for key in _KEYS}
         # A network in the layout it will be fed: on CPU that is worth a third of the speed.

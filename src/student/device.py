@@ -5,14 +5,14 @@ import torch
 from src.errors import ConfigError
 
 
-def resolve(accelerator: str) -> str:
-    """mps, cuda or cpu; `auto` takes the first of these that is there. Raises ConfigError for one that is not."""
+def resolve(accelerator: str, key: str = "trainer.accelerator") -> str:
+    """mps, cuda or cpu; `auto` takes the first that is there. Raises ConfigError, naming `key`, for one that is not."""
     available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
     if accelerator == "auto":
         return next(name for name, there in available.items() if there)
     if not available[accelerator]:
         there = ", ".join(name for name, is_there in available.items() if is_there)
-        raise ConfigError("trainer.accelerator", accelerator, f"on this machine one of auto, {there}")
+        raise ConfigError(key, accelerator, f"on this machine one of auto, {there}")
     return accelerator
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from src.data.splits import Splits
 from src.student.checkpoint import Trained
 from src.student.curves import Curves, Log
+from src.student.device import resolve
 from src.student.fit import Fitted, fit
 from src.student.images import LabelledImages
+from src.student.network import check as check_network
 from src.student.spec import StudentSpec, TrainerSpec
 from src.task import Label, TaskSpec
 
@@ -27,14 +29,18 @@ class Distilled:
         """Under the names that runs are compared by."""
         fitted = self.fitted
         return {
-            "val/best_teacher_agreement": fitted.val_agreement,
-            "val/best_loss": fitted.val_loss,
             "train/best_epoch": float(fitted.best_epoch),
             "train/epochs": float(fitted.epochs),
             "train/seconds": fitted.seconds,
             "train/items": float(self.train_size),
             "val/items": float(self.validation_size),
         }
+
+
+def check(spec: StudentSpec, trainer: TrainerSpec) -> None:
+    """Raise ConfigError for what training would stumble over: an unknown network, a missing file, an absent device."""
+    resolve(trainer.accelerator)
+    check_network(spec)
 
 
 def distil(labels: Sequence[Label], splits: Splits, task: TaskSpec, spec: StudentSpec, trainer: TrainerSpec, *,
@@ -52,6 +58,8 @@ def distil(labels: Sequence[Label], splits: Splits, task: TaskSpec, spec: Studen
         std=fitted.std, sharpen=sharpen, task=task.name, task_version=task.version,
         flip_average=spec.flip_average,
     )
+    # The curves' last point is the epoch that was chosen: runs are compared by last values.
+    log({"val/teacher_agreement": fitted.val_agreement, "val/loss": fitted.val_loss}, step=fitted.epochs)
     checkpoint = out / "mobilenet.pt"
     trained.save(checkpoint)
     return Distilled(trained, checkpoint, fitted, len(data.train_items), len(data.validation_items))

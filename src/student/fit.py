@@ -4,6 +4,7 @@ Knows nothing about tasks, teachers or test data; where its curves are logged is
 """
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -18,13 +19,14 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from src.console import progress, say
+from src.errors import ConfigError
 from src.student.device import memory_format, resolve
 from src.student.images import LabelledImages
 from src.student.module import ImageStudent
 from src.student.network import build
 from src.student.spec import StudentSpec, TrainerSpec
 
-# Labels are noisy: the loss punishes confidence in what the teacher got wrong and rises while accuracy still does.
+# Not the loss: labels are noisy, and one odd picture with huge logits outweighed the other 214 in it.
 MONITOR = "val/teacher_agreement"
 
 
@@ -76,6 +78,8 @@ def fit(data: LabelledImages, classes: Sequence[str], spec: StudentSpec, trainer
         except SystemExit as stopped:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from stopped
         seconds = time.monotonic() - started
+    if not all(math.isfinite(figures["val/loss"]) for figures in shown.history):
+        raise ConfigError("student.learning_rate", spec.learning_rate, "a lower one: it diverged: val/loss is nan")
     saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(saved["state_dict"])
     chosen = shown.history[saved["epoch"]]

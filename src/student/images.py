@@ -47,7 +47,10 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Shuffled(Sampler[list[int]]):
-    """Batches of indices in a new order every epoch. A last batch of one item is left out: BatchNorm cannot take it."""
+    """Batches of indices, in a new order every epoch where a seed is given; the incomplete last batch is left out then.
+
+    BatchNorm's running statistics move as far for a batch of two as for one of 64, and validation comes right after it.
+    """
 
     def __init__(self, size: int, batch_size: int, *, seed: int | None) -> None:
         self.size = size
@@ -58,12 +61,12 @@ class Shuffled(Sampler[list[int]]):
         shuffled = self.generator is not None
         order = torch.randperm(self.size, generator=self.generator) if shuffled else torch.arange(self.size)
         for batch in torch.split(order, self.batch_size):
-            if not shuffled or len(batch) > 1:
+            if not shuffled or len(batch) == self.batch_size:
                 yield batch.tolist()
 
     def __len__(self) -> int:
-        left_out = self.generator is not None and self.size % self.batch_size == 1
-        return -(-self.size // self.batch_size) - left_out
+        whole, left = divmod(self.size, self.batch_size)
+        return whole + (left > 0 and self.generator is None)
 
 
 class LabelledImages(L.LightningDataModule):

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from src.data.splits import Splits
 from src.metrics import Scores, score
 from src.student.checkpoint import Trained
-from src.student.device import resolve
 from src.student.images import decode
 from src.student.speed import Speed, measure
 from src.task import Item
@@ -36,8 +35,8 @@ class Judged:
     speed: Speed
 
 
-def judge(student: Trained, splits: Splits, *, max_pixels: int, seed: int, accelerator: str = "auto") -> Judged:
-    student = replace(student, device=resolve(accelerator))
+def judge(student: Trained, splits: Splits, *, max_pixels: int, seed: int, device: str) -> Judged:
+    student = replace(student, device=device)
     parts = {name: _judge(student, items, max_pixels, seed, name)
              for name, items in (("gold", splits.choose), ("test", splits.test)) if items}
     return Judged(parts, measure(student))

@@ -15,9 +15,25 @@ from src.errors import ConfigError, DataUnavailable
 from src.student.spec import StudentSpec
 
 FROM_SCRATCH = (
-    "The student starts from random weights. On 1,500 labelled CIFAR images that cost about 8 points of accuracy; "
-    "give pretrained ones with student.weights=FILE, or student.pretrained=true where the hub can be reached."
+    "The student starts from random weights, which on 1,500 labelled photographs costs 10 points of accuracy or more. "
+    "Give pretrained ones with student.weights=FILE, or student.pretrained=true in a run that may download."
 )
+
+
+def check(spec: StudentSpec) -> None:
+    """Raise ConfigError for a name that timm does not know and a file that is not there."""
+    if not timm.is_model(spec.name):
+        near = timm.list_models(f"*{spec.name.split('_')[0]}*")[:5]
+        raise ConfigError("student.name", spec.name, f"a timm model: {', '.join(near) or 'mobilenetv3_small_100'}, …")
+    if spec.weights and not Path(spec.weights).expanduser().is_file():
+        raise ConfigError("student.weights", spec.weights, "a file of weights (.safetensors, or .pt of tensors)")
+
+
+def bare(name: str, classes: int, input_size: int, **options: object) -> torch.nn.Module:
+    """The network as timm makes it; those built for one input size are built for this one."""
+    sized = {"img_size": input_size} if timm.models.get_pretrained_cfg(name).fixed_input_size else {}
+    network: torch.nn.Module = timm.create_model(name, num_classes=classes, **sized, **options)
+    return network
 
 
 def build(spec: StudentSpec, classes: int, *, download: bool, need_weights: bool) -> torch.nn.Module:
@@ -27,15 +43,13 @@ def build(spec: StudentSpec, classes: int, *, download: bool, need_weights: bool
     new. Raises ConfigError for a name that timm does not know and a file that does not fit, DataUnavailable for the
     hub.
     """
-    if not timm.is_model(spec.name):
-        near = timm.list_models(f"*{spec.name.split('_')[0]}*")[:5]
-        raise ConfigError("student.name", spec.name, f"a timm model: {', '.join(near) or 'mobilenetv3_small_100'}, …")
-    create = partial(timm.create_model, spec.name, num_classes=classes, drop_rate=spec.drop_rate)
+    check(spec)
+    create = partial(bare, spec.name, classes, spec.input_size, drop_rate=spec.drop_rate)
     network: torch.nn.Module | None = None
     if spec.weights:
         network = _from_file(create(), spec, Path(spec.weights).expanduser())
     elif spec.pretrained and (cached := _cached(spec.name)):
-        network = _load(create(), spec.name, cached)
+        network = create(pretrained=True, pretrained_cfg_overlay={"file": str(cached)})
     elif spec.pretrained and download:
         network = _from_hub(create, spec.name, need_weights)
     if network is None:
@@ -87,7 +101,7 @@ def _load(network: torch.nn.Module, name: str, path: Path) -> torch.nn.Module:
 
 def _heads(name: str) -> tuple[str, ...]:
     classifier = timm.models.get_pretrained_cfg(name).classifier
-    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    return (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
 
 
 def _cached(name: str) -> Path | None:
