@@ -5,6 +5,7 @@ every few seconds, so that a CI log or a `tee` shows that work goes on.
 """
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True)
+# A log file has no width; 80 columns would fold the tables.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 LINE_EVERY_S = 5.0
 
 

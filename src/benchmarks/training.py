@@ -31,6 +31,7 @@ from src.config import CONF
 from src.console import say, table
 from src.student.augment import Augment
 from src.student.device import memory_format, resolve
+from src.student.fit import quiet
 from src.student.images import Batches, Shuffled
 from src.student.module import ImageStudent
 from src.student.spec import AugmentSpec, StudentSpec
@@ -40,6 +41,7 @@ CLASSES = 5
 
 
 def run(*, sizes: Sequence[int], batch_size: int, steps: int, repeats: int, demo: bool) -> None:
+    quiet()
     device = resolve("auto")
     say(f"{date.today()} · {_machine(device)} · torch {torch.__version__}, timm {timm.__version__} · random weights "
         f"and pixels, batch {batch_size}, {steps} steps a timing, median of {repeats}, alternating")
@@ -124,14 +126,14 @@ def _demo(warm_runs: int) -> list[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as home:
         base = [sys.executable, "-c", job, "+experiment=demo", "rehearsal=always", f"home={home}"]
         where = {**os.environ, "PYTHONPATH": str(Path(CONF).parent)}
-        quiet = {"check": True, "stdout": subprocess.DEVNULL, "env": where}
+        options = {"check": True, "stdout": subprocess.DEVNULL, "env": where}
         started = time.perf_counter()
-        subprocess.run(base, **quiet)  # type: ignore[call-overload]
+        subprocess.run(base, **options)  # type: ignore[call-overload]
         whole = time.perf_counter() - started
         # The largest process that this one has waited for; ru_maxrss is in KiB on Linux and in bytes on macOS.
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         for _ in range(warm_runs):
-            subprocess.run([*base, "trainer.max_epochs=1"], **quiet)  # type: ignore[call-overload]
+            subprocess.run([*base, "trainer.max_epochs=1"], **options)  # type: ignore[call-overload]
         waits = latest(f"sqlite:///{home}/mlflow.db", "train/first_step_s", warm_runs)
     return [("whole demo, empty cache", f"{whole:.0f} s"), ("peak memory", f"{peak / 2**30:.2f} GiB"),
             ("first training step, warm cache, beyond imports",

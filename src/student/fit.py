@@ -50,7 +50,7 @@ class Fitted:
 def fit(data: LabelledImages, classes: Sequence[str], spec: StudentSpec, trainer: TrainerSpec, *, seed: int,
         logger: Logger | None, checkpoints: Path, download: bool, need_weights: bool) -> Fitted:
     """Train for `trainer.max_epochs` or until validation stops improving. `seed` is for training alone."""
-    _quiet()
+    quiet()
     device = resolve(trainer.accelerator)
     L.seed_everything(seed, verbose=False)
     if device == "cuda":
@@ -108,9 +108,10 @@ class _Shown(Callback):
                                         f"val/teacher_agreement {figures['val/teacher_agreement']:.3f}")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Lightning's advice about workers, summaries and logging intervals does not fit data that lies in memory."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*number of training batches.*", ".*LeafSpec.*"):
+    for text in (".*does not have many workers.*", ".*number of training batches.*", ".*LeafSpec.*",
+                 ".*no `val_dataloader`.*"):
         warnings.filterwarnings("ignore", message=text)
