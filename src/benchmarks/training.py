@@ -6,7 +6,6 @@ gathering the batch, augmentation, optimizer, schedule, Lightning's loop. Valida
 
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,11 @@ from src.student.spec import AugmentSpec, StudentSpec
 from src.tracking import latest
 
 CLASSES = 5
+# Linux counts the memory of the process that starts another as that one's own, and this one's is large by then: a small
+# process in between measures the job alone.
+WATCH = """import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"""
 
 
 def run(*, sizes: Sequence[int], batch_size: int, steps: int, repeats: int, demo: bool) -> None:
@@ -126,14 +130,13 @@ def _demo(warm_runs: int) -> list[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as home:
         base = [sys.executable, "-c", job, "+experiment=demo", "rehearsal=always", f"home={home}"]
         where = {**os.environ, "PYTHONPATH": str(Path(CONF).parent)}
-        options = {"check": True, "stdout": subprocess.DEVNULL, "env": where}
         started = time.perf_counter()
-        subprocess.run(base, **options)  # type: ignore[call-overload]
+        watched = subprocess.run([sys.executable, "-c", WATCH, *base], check=True, capture_output=True, env=where)
         whole = time.perf_counter() - started
-        # The largest process that this one has waited for; ru_maxrss is in KiB on Linux and in bytes on macOS.
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        # In KiB on Linux and in bytes on macOS.
+        peak = int(watched.stdout.splitlines()[-1]) * (1 if sys.platform == "darwin" else 1024)
         for _ in range(warm_runs):
-            subprocess.run([*base, "trainer.max_epochs=1"], **options)  # type: ignore[call-overload]
+            subprocess.run([*base, "trainer.max_epochs=1"], check=True, stdout=subprocess.DEVNULL, env=where)
         waits = latest(f"sqlite:///{home}/mlflow.db", "train/first_step_s", warm_runs)
     return [("whole demo, empty cache", f"{whole:.0f} s"), ("peak memory", f"{peak / 2**30:.2f} GiB"),
             ("first training step, warm cache, beyond imports",
