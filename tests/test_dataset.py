@@ -17,13 +17,18 @@ from src.data.dataset import Dataset, open_dataset
 from src.data.images import load
 from src.data.spec import DataSpec, Shown
 from src.errors import DataError, DataUnavailable
-from src.task import TaskSpec
+from src.task import Item, TaskSpec
 
 ROOT = Path(__file__).parents[1]
 TASK = TaskSpec(name="fruit", version=1, kind="classify", classes={"apple": "", "pear": ""}, aliases={},
                 system_prompt="", user_prompt="", metric="accuracy")
 IN_PLACE = {"_target_": "src.data.folder.in_place", "_partial_": True}
 calls: list[str] = []
+
+
+def items_of(dataset: Dataset) -> list[Item]:
+    """All items, part by part."""
+    return [item for part in dataset.splits.sizes() for item in getattr(dataset.splits, part)]
 
 
 # Sources, as `conf/data/source/` names them by `_target_`.
@@ -82,7 +87,7 @@ def test_images_are_brought_once_and_read_again(tmp_path: Path) -> None:
     assert calls == ["paint, download=False"]
     assert first == second
     assert first.splits.sizes() == {"choose": 4, "certify": 4, "train": 18, "validation": 4, "test": 10}
-    assert len(first.items()) == 40
+    assert len(items_of(first)) == 40
     assert (first.name, first.root.parent, first.drawn, first.broken) == ("painted", tmp_path / "data", False, {})
 
 
@@ -116,7 +121,7 @@ def test_what_was_interrupted_is_brought_again_and_whole(tmp_path: Path) -> None
     assert [path.suffix for path in left] == [".partial"]
     assert len(list(left[0].rglob("*.png"))) == 20
     dataset = open_in(tmp_path, spec)
-    assert len(dataset.items()) == 40
+    assert len(items_of(dataset)) == 40
     assert [path for path in (tmp_path / "data").iterdir() if path.is_dir()] == [dataset.root]
 
 
@@ -216,7 +221,7 @@ def test_broken_images_and_copies_are_told(tmp_path: Path, capsys: pytest.Captur
     told = capsys.readouterr().out
     assert "Warning: 1 broken image(s) set aside: apple/cut.png (" in told
     assert "1 duplicate files merged" in told
-    assert (list(dataset.broken), dataset.duplicates, len(dataset.items())) == (["apple/cut.png"], 1, 40)
+    assert (list(dataset.broken), dataset.duplicates, len(items_of(dataset))) == (["apple/cut.png"], 1, 40)
 
 
 def test_test_images_without_truth_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,9 +253,9 @@ def test_digits_are_real_and_of_the_classes_that_scikit_learn_says(digit_set: tu
     dataset, task = digit_set
     known = load_digits()
     assert not dataset.drawn
-    assert len(dataset.items()) + dataset.duplicates == len(known.target) == 1797
+    assert len(items_of(dataset)) + dataset.duplicates == len(known.target) == 1797
     assert dataset.splits.sizes()["test"] == 400
-    for item in dataset.items()[::50]:
+    for item in items_of(dataset)[::50]:
         n = int(Path(item.name).stem)
         assert task.names.index(str(item.truth)) == known.target[n]
         ink = (255 - np.asarray(load(Path(item.payload), 100))[..., 0].astype(float)) * 16 / 255

@@ -6,6 +6,8 @@ from pathlib import Path
 from src.console import progress, say
 from src.errors import DataError, DataUnavailable
 
+WAY_OUT = "Put `cifar-100-python/` there, name its folder with data.root=…, or use data=rendered."
+
 
 def bring(into: Path, *, root: Path | None, classes: Sequence[str], download: bool) -> Path:
     """Write `into/train/<class>/` and `into/test/<class>/`, 32×32 PNG files, the official parts.
@@ -15,7 +17,7 @@ def bring(into: Path, *, root: Path | None, classes: Sequence[str], download: bo
     """
     place = root or into.parent / "cifar100"
     if not download and not (place / "cifar-100-python").is_dir():
-        raise DataUnavailable(f"CIFAR-100 is not in {place}, and nothing is downloaded in this rehearsal.")
+        raise DataUnavailable(f"CIFAR-100 is not in {place}, and rehearsal=always downloads nothing. {WAY_OUT}")
     from torchvision.datasets import CIFAR100
 
     try:
@@ -24,8 +26,7 @@ def bring(into: Path, *, root: Path | None, classes: Sequence[str], download: bo
         parts = {part: CIFAR100(str(place), train=part == "train", download=download) for part in ("train", "test")}
     except (RuntimeError, OSError) as error:  # a missing or damaged copy, no network
         raise DataUnavailable(
-            f"CIFAR-100 is not in {place} and could not be downloaded ({error}). Put `cifar-100-python/` there, name "
-            "its folder with data.root=…, or use data=rendered."
+            f"CIFAR-100 is not in {place} and could not be downloaded ({error}). {WAY_OUT}"
         ) from error
     missing = sorted(set(classes) - set(parts["train"].classes))
     if missing:
