@@ -127,4 +127,6 @@ def without_passwords(text: str) -> str:
 
 
 def output_folder() -> Path:
-    return Path(HydraConfig.get().runtime.output_dir)
+    """Where this job writes its files; relative where it lies below the current folder, since people read it."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
