@@ -41,6 +41,7 @@ from src.errors import TrackingError
 PARENT = "FLYWHEEL_PARENT_RUN"  # environment variable: id of the sweep's run
 FAILED = "flywheel.failed."  # tag of the sweep's run, by the number of a job that failed: why
 SOURCE = Path(__file__).parent
+MAX_PIXELS = 50_000_000  # of an image that a loaded model is given; larger ones are refused before decoding
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,6 @@ class StudentModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         frame.insert(0, "confidence", probabilities.max(axis=1))
         frame.insert(0, "label", [self.student.classes[n] for n in answers])
         return frame
-
-
-MAX_PIXELS = 50_000_000
 
 
 @contextmanager
