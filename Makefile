@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+LABEL_STUDIO := .venv/label-studio
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-all lint ui clean
+.PHONY: help install label-studio demo test test-all lint ui clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
@@ -17,6 +18,13 @@ $(INSTALLED): requirements.txt
 	@touch $(INSTALLED)
 
 install: $(INSTALLED) ## create .venv and install the pinned dependencies
+
+$(LABEL_STUDIO)/.installed: requirements-label-studio.txt
+	$(PYTHON) -m venv $(LABEL_STUDIO)
+	$(LABEL_STUDIO)/bin/python -m pip install --disable-pip-version-check --progress-bar off -q -r requirements-label-studio.txt
+	@touch $@
+
+label-studio: $(LABEL_STUDIO)/.installed ## install Label Studio's SDK apart (500 MB), by which tests check what it is given
 
 demo: $(INSTALLED) ## the main job in rehearsal: stand-in teacher, drawn images, no key, no cost
 	$(BIN)/python -m src.train +experiment=demo

@@ -40,14 +40,20 @@ class TrackingSpec:
 
 @dataclass
 class Job:
-    """A labelling or training job. `home` holds all state, `store` is the annotation store's file or address."""
+    """A labelling or training job. `home` holds all state, `store` is the annotation store's file or address. `panel`
+    holds further teachers that are asked about every item, by names of the user's; the `arbiter` is asked where all of
+    them disagree. `migrate_from` is a version of the task whose annotations are carried over before anybody is asked.
+    """
 
     home: str
     store: str
     seed: int
+    migrate_from: int | None
     task: TaskSpec
     data: DataSpec
     teacher: Teacher
+    panel: dict[str, Teacher]
+    arbiter: Teacher | None
     labeler: LabelerSpec
     quality: QualitySpec
     student: StudentSpec
@@ -58,6 +64,31 @@ class Job:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise ConfigError("seed", self.seed, "0 or more, below 2**32")
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """Who is asked about every item."""
+        return [self.teacher, *self.panel.values()]
+
+
+@dataclass
+class Review(Job):
+    """A job's keys, and what is to be done with its labels: `action` and `format`, how Label Studio gets `images`, and
+    the `file` to import."""
+
+    action: str
+    format: str
+    images: str
+    file: str | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, allowed in (("action", ("export", "import")), ("format", ("csv", "label_studio")),
+                             ("images", ("embedded", "local"))):
+            if getattr(self, key) not in allowed:
+                raise ConfigError(key, getattr(self, key), f"one of {', '.join(allowed)}")
+        if (self.action, self.format) == ("import", "label_studio") and not self.file:
+            raise ConfigError("file", self.file, "the file that Label Studio exported, as JSON or JSON-MIN")
 
 
 @dataclass
@@ -78,7 +109,12 @@ class Evaluation:
 
 @dataclass
 class Benchmark:
-    """`suite` names what is measured; each timing takes `steps` steps and is repeated `repeats` times."""
+    """`suite` names what is measured; each timing takes `steps` steps and is repeated `repeats` times.
+
+    Of labeling: numbers of questions asked at a time, the seconds that a server takes, `waves` of questions to it,
+    `requests` to one that answers at once, the `rate` a second that a token bucket grants for `bucket_s` seconds, and
+    how many items have answers in a large store, or are labelled while memory is watched.
+    """
 
     home: str
     suite: str
@@ -87,14 +123,39 @@ class Benchmark:
     steps: int
     repeats: int
     demo: bool
+    concurrency: list[int]
+    latency_s: float
+    waves: int
+    requests: int
+    rate: float
+    bucket_s: float
+    stored_items: int
+    labelled_items: int
+    spend: int
+    shares: list[float]
+    seeds: int
+    reviews: str | None
+    chart: str | None
 
     def __post_init__(self) -> None:
-        for key in ("batch_size", "steps", "repeats"):
+        for key in ("batch_size", "steps", "repeats", "seeds"):
             if getattr(self, key) < 2:
                 raise ConfigError(key, getattr(self, key), "2 or more")
+        if not 150 <= self.spend <= 1200:
+            raise ConfigError("spend", self.spend, "150 to 1200 answers")
+        for key, least in (("waves", 4), ("requests", 1), ("stored_items", 100), ("labelled_items", 100)):
+            if getattr(self, key) < least:
+                raise ConfigError(key, getattr(self, key), f"{least} or more")
+        for key in ("latency_s", "rate", "bucket_s"):
+            if not getattr(self, key) > 0:
+                raise ConfigError(key, getattr(self, key), "more than 0")
+        if not self.concurrency or min(self.concurrency) < 1:
+            raise ConfigError("concurrency", self.concurrency, "one number or more, each 1 or more")
+        if not self.shares or not all(0 <= share <= 1 for share in self.shares):
+            raise ConfigError("shares", self.shares, "one or more shares in [0, 1]")
 
 
-for name, schema in (("job", Job), ("evaluation", Evaluation), ("benchmark", Benchmark)):
+for name, schema in (("job", Job), ("review", Review), ("evaluation", Evaluation), ("benchmark", Benchmark)):
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
 

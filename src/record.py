@@ -55,6 +55,16 @@ def record_labels(run: Run, made: Labelled, task: TaskSpec) -> None:
     for path in made.files:
         run.file(path)
     run.figure(figures.label_votes(made.outcome(), title="Where the labels stand", note=made.stand_ins), "labels")
+    judged = made.gold_accuracy.items()
+    run.table(pd.DataFrame([{"annotator": who, "accuracy": i.value, "low": i.low, "high": i.high, "n": i.n}
+                            for who, i in judged], columns=["annotator", "accuracy", "low", "high", "n"]), "annotators")
+    for place, (who, matrix) in enumerate(made.gold_confusion.items(), start=1):
+        counts = pd.DataFrame(matrix, columns=task.names)
+        counts.insert(0, "truth", task.names)
+        name = f"confusion_teacher{place if len(made.gold_confusion) > 1 else ''}_gold"
+        run.table(counts, name)
+        run.figure(figures.confusion(matrix, task.names, title=f"Teacher's answers on gold: {who[:60]}",
+                                     note=made.stand_ins), name)
     prompt = made.answers.prompt
     schema = json.dumps(prompt.schema, indent=1)
     run.text(f"SYSTEM\n{prompt.system}\n\nUSER\n{prompt.user}\n\nANSWER'S SCHEMA\n{schema}\n", "prompt.txt")
@@ -82,8 +92,8 @@ def record_student(run: Run, student: "Distilled", judged: "Judged", made: Label
     rows = result_rows(judged, job.task.metric)
     rows.insert(0, ("agreement with the teacher (validation)",
                     f"{student.fitted.val_agreement:.3f}, n={student.validation_size}"))
-    if made.gold_accuracy:
-        rows.append(("the teacher's own accuracy on gold", str(made.gold_accuracy)))
+    if teacher := made.gold_accuracy.get(made.answers.annotator):
+        rows.append(("the teacher's own accuracy on gold", str(teacher)))
     paid = " (rehearsed)" if made.rehearsed else ""
     rows.append(("cost of the labels", f"${made.answers.cost_usd:.4f}{paid}"))
     table(f"Results {made.stand_ins}".strip(), rows, ("what", "figure"))

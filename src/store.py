@@ -1,24 +1,29 @@
 """The annotation store: append-only, and the only SQL of the project.
 
-What stands here cost money or a person's time; everything else can be derived from it again. Knows nothing about
-teachers, tasks or labels. SQLite by default; any SQLAlchemy address works.
+What stands here cost money or a person's time; everything else can be derived from it again. Beside the annotations
+stand claims: who is asking which question right now, so that two processes never ask the same one and a process that
+dies leaves word of what it may have to pay for. Knows nothing about teachers, tasks or labels, nor how it is found out
+that a process died. SQLite by default; any SQLAlchemy address works.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
-from datetime import UTC
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from src.console import say
 from src.errors import StoreError
 from src.task import Annotation, Failure
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LOCK_WAIT_S = 30.0
+MOST_ITEMS = 500  # in one look-up: databases limit the values of a statement
 
 metadata = sa.MetaData()
 annotations = sa.Table(
@@ -43,12 +48,74 @@ annotations = sa.Table(
     sa.Column("provider", sa.String(300), nullable=False),
     sa.Column("shown_hash", sa.String(64), nullable=False),
     sa.Column("reply", sa.Text, nullable=False),
+    sa.Column("task_version", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("job", sa.String(64), nullable=False, server_default=""),
     # The annotator and its prompt come first: every look-up is "what did this one answer so far".
     sa.PrimaryKeyConstraint("annotator", "prompt_hash", "item", "pass_index", "attempt"),
 )
+claims = sa.Table(
+    "claims",
+    metadata,
+    sa.Column("annotator", sa.String(300), nullable=False),
+    sa.Column("prompt_hash", sa.String(64), nullable=False),
+    sa.Column("item", sa.String(64), nullable=False),
+    sa.Column("pass_index", sa.Integer, nullable=False),
+    sa.Column("owner", sa.String(100), nullable=False),
+    sa.Column("worst_usd", sa.Float, nullable=False),
+    sa.Column("task", sa.String(100), nullable=False),
+    sa.Column("task_version", sa.Integer, nullable=False),
+    sa.Column("job", sa.String(64), nullable=False),
+    sa.PrimaryKeyConstraint("annotator", "prompt_hash", "item", "pass_index"),
+)
+# When each process that holds claims was last heard of.
+owners = sa.Table("owners", metadata, sa.Column("owner", sa.String(100), primary_key=True),
+                  sa.Column("beat_at", sa.DateTime, nullable=False))
 versions = sa.Table("schema_version", metadata, sa.Column("version", sa.Integer, nullable=False))
 
-KEY = ("annotator", "prompt_hash", "item", "pass_index")
+NAMES = [f.name for f in fields(Annotation)]
+
+
+class Key(NamedTuple):
+    """What is asked of whom: one question, however often it is tried."""
+
+    annotator: str
+    prompt_hash: str
+    item: str
+    pass_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """`owner` is about to ask, which may cost `worst_usd`. `known` is how many annotations of this question the asker
+    has seen; where there are more, nothing is claimed."""
+
+    key: Key
+    owner: str
+    worst_usd: float
+    task: str
+    task_version: int
+    job: str
+    known: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a claim fared: who holds the question now (nobody where it was not needed), and what was annotated beyond
+    what the asker knew."""
+
+    owner: str | None
+    news: tuple[Annotation, ...] = ()
+
+
+class Answered(NamedTuple):
+    """An annotation without its words, to plan by."""
+
+    item: str
+    pass_index: int
+    attempt: int
+    label: str | None
+    failure: str | None
+    cost_usd: float
 
 
 class Store:
@@ -60,6 +127,7 @@ class Store:
     def __init__(self, address: str | Path, *, lock_wait_s: float = LOCK_WAIT_S) -> None:
         self._shown, url = _parse(str(address))
         self._sqlite = url.get_backend_name() == "sqlite"
+        self._made = False
         with self._translated("opened"):
             if "://" not in str(address):
                 Path(address).parent.mkdir(parents=True, exist_ok=True)
@@ -70,35 +138,156 @@ class Store:
                 self._engine = sa.create_engine(url, pool_pre_ping=True)
             with self._writing() as connection:
                 self._check_version(connection)
+        self._made = True
 
     def add(self, batch: Sequence[Annotation]) -> list[Annotation]:
         """Append annotations in one transaction and return them with the attempt numbers they got."""
-        numbered = []
         with self._translated("written"), self._writing() as connection:
-            for annotation in batch:
-                row = _row(annotation)
-                same = [annotations.c[column] == row[column] for column in KEY]
-                last = connection.execute(sa.select(sa.func.max(annotations.c.attempt)).where(*same)).scalar()
-                row["attempt"] = 0 if last is None else last + 1
-                connection.execute(annotations.insert(), row)
-                numbered.append(_annotation(row))
-        return numbered
+            return self._append(connection, batch)
+
+    def settle(self, batch: Sequence[Annotation], *, release: Sequence[Key] = (),
+               wanted: Sequence[Claim] = ()) -> list[Standing]:
+        """In one transaction: append what came back, give up claims, and claim what shall be asked next.
+
+        Returns one standing for each claim wanted; it is taken where the standing names its owner.
+        """
+        with self._translated("written"), self._writing() as connection:
+            self._append(connection, batch)
+            if release:
+                matches = [claims.c[name] == sa.bindparam(f"_{name}") for name in Key._fields]
+                connection.execute(claims.delete().where(*matches),
+                                   [{f"_{name}": value for name, value in key._asdict().items()} for key in release])
+            return self._claim(connection, wanted) if wanted else []
+
+    def beat(self, owner: str) -> None:
+        """Note that `owner` is alive."""
+        now = datetime.now(UTC).replace(tzinfo=None)
+        with self._translated("written"), self._writing() as connection:
+            if not connection.execute(owners.update().where(owners.c.owner == owner), {"beat_at": now}).rowcount:
+                connection.execute(owners.insert(), {"owner": owner, "beat_at": now})
+
+    def bury(self, is_dead: Callable[[str, datetime], bool]) -> list[Annotation]:
+        """Book what the dead had in flight, each at its worst case, and free their claims; returns what was booked.
+
+        `is_dead` is asked about each owner of claims, with the time when it was last heard of.
+        """
+        with self._translated("written"), self._writing() as connection:
+            known = {owner: at.replace(tzinfo=UTC) for owner, at in connection.execute(sa.select(owners))}
+            long_ago = datetime.fromtimestamp(0, UTC)
+            holders = set(known) | set(connection.execute(sa.select(claims.c.owner).distinct()).scalars())
+            dead = [owner for owner in sorted(holders) if is_dead(owner, known.get(owner, long_ago))]
+            if not dead:
+                return []
+            lost = [
+                Annotation(row.item, row.annotator, row.prompt_hash, row.task, row.pass_index, failure=Failure.LOST,
+                           cost_usd=row.worst_usd, task_version=row.task_version, job=row.job,
+                           why="in flight when its process died; booked at its worst case")
+                for row in connection.execute(sa.select(claims).where(claims.c.owner.in_(dead)))
+            ]
+            booked = self._append(connection, lost)
+            for table in (claims, owners):
+                connection.execute(table.delete().where(table.c.owner.in_(dead)))
+            return booked
+
+    def answered(self, annotator: str, prompt_hash: str, items: Sequence[str] | None = None) -> Iterator[Answered]:
+        """Every annotation by this annotator with this prompt, of some items or of all, without its words, in no
+        order, and one at a time: a million of them fit through a small memory."""
+        c = annotations.c
+        query = sa.select(c.item, c.pass_index, c.attempt, c.label, c.failure, c.cost_usd).where(
+            c.annotator == annotator, c.prompt_hash == prompt_hash)
+        if items is None and self._sqlite:
+            # Reading rows where they lie takes half the time of looking each one up from the index, which the
+            # database would choose; a unary plus keeps it from that.
+            plain = sa.text("SELECT item, pass_index, attempt, label, failure, cost_usd FROM annotations "
+                            "WHERE +annotator = :annotator AND +prompt_hash = :prompt_hash")
+            chunks: list[Any] = [plain.bindparams(annotator=annotator, prompt_hash=prompt_hash)]
+        elif items is None:
+            chunks = [query]
+        else:
+            chunks = [query.where(c.item.in_(items[start:start + MOST_ITEMS]))
+                      for start in range(0, len(items), MOST_ITEMS)]
+        with self._translated("read"), self._engine.connect().execution_options(yield_per=2000) as connection:
+            for chunk in chunks:
+                for rows in connection.execute(chunk).partitions():
+                    yield from (Answered(*row) for row in rows)
+
+    def spent(self, job: str) -> float:
+        """What all annotations of one job cost, in US dollars."""
+        query = sa.select(sa.func.sum(annotations.c.cost_usd)).where(annotations.c.job == job)
+        with self._translated("read"), self._engine.connect() as connection:
+            return float(connection.execute(query).scalar() or 0.0)
 
     def read(self, *, task: str | None = None, annotator: str | None = None, prompt_hash: str | None = None,
-             annotator_prefix: str | None = None) -> list[Annotation]:
-        """The annotations that match every filter given, oldest first."""
-        query = sa.select(annotations)
+             annotator_prefix: str | None = None, items: Sequence[str] | None = None,
+             replies: bool = True) -> list[Annotation]:
+        """The annotations that match every filter given, oldest first; without the raw replies, which are most of
+        their bulk, where nobody will look at them."""
+        c = annotations.c
+        bare = sa.literal("").label("reply")
+        query = sa.select(*(column if replies or column is not c.reply else bare for column in c))
         for column, value in (("annotator", annotator), ("prompt_hash", prompt_hash), ("task", task)):
             if value is not None:
                 query = query.where(annotations.c[column] == value)
         if annotator_prefix is not None:
             query = query.where(annotations.c.annotator.startswith(annotator_prefix, autoescape=True))
-        order = (annotations.c.created_at, annotations.c.item, annotations.c.pass_index, annotations.c.attempt)
+        query = query.order_by(c.created_at, c.item, c.pass_index, c.attempt)
         with self._translated("read"), self._engine.connect() as connection:
-            return [_annotation(dict(row._mapping)) for row in connection.execute(query.order_by(*order))]
+            if items is None:
+                return [_annotation(row._mapping) for row in connection.execute(query)]
+            found = [_annotation(row._mapping) for start in range(0, len(items), MOST_ITEMS)
+                     for row in connection.execute(query.where(c.item.in_(items[start:start + MOST_ITEMS])))]
+        return sorted(found, key=lambda a: (a.created_at, a.item, a.pass_index, a.attempt))
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _append(self, connection: sa.Connection, batch: Sequence[Annotation]) -> list[Annotation]:
+        last = self._last_attempts(connection, {_key(annotation) for annotation in batch})
+        numbered = []
+        for annotation in batch:
+            last[_key(annotation)] += 1
+            numbered.append(replace(annotation, attempt=last[_key(annotation)]))
+        if numbered:
+            connection.execute(annotations.insert(), [_row(annotation) for annotation in numbered])
+        return numbered
+
+    def _last_attempts(self, connection: sa.Connection, keys: set[Key]) -> dict[Key, int]:
+        """The highest attempt of each question; -1 where nothing was annotated yet."""
+        found = dict.fromkeys(keys, -1)
+        c = annotations.c
+        for who, items in _by_asked(keys):
+            query = sa.select(c.item, c.pass_index, sa.func.max(c.attempt)).where(
+                c.annotator == who[0], c.prompt_hash == who[1], c.item.in_(items)).group_by(c.item, c.pass_index)
+            for item, pass_index, attempt in connection.execute(query):
+                if (key := Key(*who, item, pass_index)) in found:
+                    found[key] = attempt
+        return found
+
+    def _claim(self, connection: sa.Connection, wanted: Sequence[Claim]) -> list[Standing]:
+        keys = {claim.key for claim in wanted}
+        last = self._last_attempts(connection, keys)
+        held: dict[Key, str] = {}
+        for who, items in _by_asked(keys):
+            query = sa.select(claims).where(claims.c.annotator == who[0], claims.c.prompt_hash == who[1],
+                                            claims.c.item.in_(items))
+            held |= {Key(*who, row.item, row.pass_index): row.owner for row in connection.execute(query)}
+        standings, taken = [], []
+        for claim in wanted:
+            if last[claim.key] >= claim.known:
+                matches = [annotations.c[name] == value for name, value in claim.key._asdict().items()]
+                query = sa.select(annotations).where(*matches, annotations.c.attempt >= claim.known)
+                news = connection.execute(query.order_by(annotations.c.attempt))
+                standings.append(Standing(held.get(claim.key), tuple(_annotation(row._mapping) for row in news)))
+            elif claim.key in held:
+                standings.append(Standing(held[claim.key]))
+            else:
+                held[claim.key] = claim.owner
+                taken.append({**claim.key._asdict(), "owner": claim.owner, "worst_usd": claim.worst_usd,
+                              "task": claim.task, "task_version": claim.task_version, "job": claim.job})
+                standings.append(Standing(claim.owner))
+        if taken:
+            connection.execute(claims.insert(), taken)
+        return standings
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
@@ -106,6 +295,8 @@ class Store:
         with self._engine.begin() as connection:
             if self._sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            elif self._made:
+                connection.execute(sa.select(versions).with_for_update())
             yield connection
 
     def _check_version(self, connection: sa.Connection) -> None:
@@ -115,11 +306,21 @@ class Store:
             connection.execute(versions.insert(), {"version": SCHEMA_VERSION})
             return
         found = connection.execute(sa.select(versions.c.version)).scalar()
-        if found != SCHEMA_VERSION:
+        if found == 1:
+            self._add_claims(connection)
+        elif found != SCHEMA_VERSION:
             raise StoreError(
                 f"The annotation store {self._shown} has schema version {found}, this Flywheel reads {SCHEMA_VERSION}: "
                 "use the Flywheel version that wrote it, or point `store=` at another file."
             )
+
+    def _add_claims(self, connection: sa.Connection) -> None:
+        """Version 1 → 2: two columns with what they mean for older rows, and the tables of claims."""
+        for column in ("task_version INTEGER NOT NULL DEFAULT 1", "job VARCHAR(64) NOT NULL DEFAULT ''"):
+            connection.exec_driver_sql(f"ALTER TABLE annotations ADD COLUMN {column}")
+        metadata.create_all(connection, tables=[claims, owners], checkfirst=False)
+        connection.execute(versions.update(), {"version": 2})
+        say(f"The annotation store {self._shown} was brought from schema version 1 to 2; every annotation is kept.")
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
@@ -151,6 +352,8 @@ def _way_out(cause: str) -> str:
     ways = {
         "locked": "Another process holds it: wait for that one to end, or end it, and run the same command again.",
         "full": "The disk is full: free some space and run the same command again; what was stored is safe.",
+        "disk I/O": "The disk is full, failing, or limits how large a file may be: mend that and run the same command "
+                    "again; what was stored is safe.",
         "not a database": "The file is damaged or something else: move it aside, or restore a copy.",
         "malformed": "The file is damaged: move it aside and recover it (`sqlite3 FILE .recover`), or restore a copy.",
         "already exists": "It is a database of something else: point `store=` at another one.",
@@ -174,17 +377,30 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
     connection.execute("PRAGMA synchronous=FULL")
 
 
+def _key(annotation: Annotation) -> Key:
+    return Key(annotation.annotator, annotation.prompt_hash, annotation.item, annotation.pass_index)
+
+
+def _by_asked(keys: set[Key]) -> Iterator[tuple[tuple[str, str], list[str]]]:
+    """The items of the questions, by annotator and prompt, at most MOST_ITEMS at a time."""
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for key in keys:
+        found[key.annotator, key.prompt_hash].add(key.item)
+    for who, items in found.items():
+        listed = sorted(items)
+        for start in range(0, len(listed), MOST_ITEMS):
+            yield who, listed[start:start + MOST_ITEMS]
+
+
 def _row(annotation: Annotation) -> dict[str, Any]:
-    row = asdict(annotation)
+    row = {name: getattr(annotation, name) for name in NAMES}
     row["failure"] = annotation.failure.value if annotation.failure else None
     row["created_at"] = annotation.created_at.astimezone(UTC).replace(tzinfo=None)
     return row
 
 
-def _annotation(row: dict[str, Any]) -> Annotation:
-    values = {f.name: row[f.name] for f in fields(Annotation)}
+def _annotation(row: Any) -> Annotation:
+    values = {name: row[name] for name in NAMES}
     values["failure"] = Failure(row["failure"]) if row["failure"] else None
     values["created_at"] = row["created_at"].replace(tzinfo=UTC)
     return Annotation(**values)
-
-

@@ -50,6 +50,11 @@ class Run:
 
     id: str
 
+    @property
+    def payer(self) -> str:
+        """Who pays for labels: the sweep as a whole, whose jobs share one cap, or this run."""
+        return os.environ.get(PARENT) or self.id
+
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         mlflow.log_metrics({_allowed(name): value for name, value in values.items()}, step=step, run_id=self.id)
 

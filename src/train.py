@@ -4,6 +4,7 @@ Labels what has no label yet, trains on what was accepted, judges once, and leav
 """
 
 import time
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -11,10 +12,12 @@ from omegaconf import DictConfig
 
 from src.config import CONF, Job, output_folder, read
 from src.console import entry_point
+from src.errors import ConfigError
 from src.labels import make_labels
 from src.record import record_labels, record_student, run_of, show_where
 from src.store import Store
 from src.student.distil import check, distil
+from src.student.folds import out_of_fold
 from src.student.judge import judge
 
 
@@ -23,11 +26,19 @@ from src.student.judge import judge
 def main(cfg: DictConfig) -> None:
     started = time.monotonic()
     job: Job = read(cfg, Job)
-    check(job.student, job.trainer)  # before labels are paid for
+    if job.migrate_from is not None:
+        raise ConfigError("migrate_from", job.migrate_from, "a key of python -m src.label; train after that")
+    check(job.student, job.trainer, job.data.kind)  # before labels are paid for
     with run_of(cfg, job, stage="train") as run:
         made = make_labels(
-            task=job.task, data=job.data, teacher=job.teacher, labeler=job.labeler, quality=job.quality,
-            rehearsal=job.rehearsal, home=Path(job.home), store=Store(job.store), out=output_folder(), seed=job.seed,
+            task=job.task, data=job.data, teachers=job.teachers, arbiter=job.arbiter, labeler=job.labeler,
+            quality=job.quality, rehearsal=job.rehearsal, home=Path(job.home), store=Store(job.store),
+            out=output_folder(), seed=job.seed, job=run.payer if run else "", note=run.metrics if run else None,
+            out_of_fold=partial(
+                out_of_fold, task=job.task, spec=job.student, trainer=job.trainer, folds=job.quality.folds,
+                sharpen=job.data.shown.sharpen, max_pixels=job.data.max_pixels, seed=job.seed, out=output_folder(),
+                download=job.rehearsal.mode != "always", need_weights=job.rehearsal.mode == "never",
+            ),
         )
         if not run:
             return

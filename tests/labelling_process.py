@@ -3,11 +3,12 @@
 import hashlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ class Labelling:
     def start(self) -> "subprocess.Popen[str]":
         overrides = [*self.overrides, "teacher=openai_compatible", f"teacher.base_url={self.base_url}",
                      f"teacher.model={MODEL}", "rehearsal=never"]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        ours = ("MLFLOW_", "FLYWHEEL_")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         return subprocess.Popen([sys.executable, "-m", "src.label", *overrides], cwd=ROOT, env=environment, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -64,6 +66,13 @@ class Labelling:
             return store.read()
         finally:
             store.close()
+
+    def held_usd(self) -> float:
+        """What is claimed, and so will be booked if whoever claimed it is dead."""
+        with closing(sqlite3.connect(self.store_file)) as plain:
+            if not plain.execute("SELECT 1 FROM sqlite_master WHERE name = 'claims'").fetchone():
+                return 0.0
+            return float(plain.execute("SELECT coalesce(sum(worst_usd), 0) FROM claims").fetchone()[0])
 
     def wait_for_answers(self, process: "subprocess.Popen[str]", more_than: int) -> None:
         """Return at the first sign of an answer beyond `more_than`; an AssertionError shows what the process said."""

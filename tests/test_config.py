@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from src.config import Benchmark, Evaluation, Job, read, recorded, without_passwords
+from src.config import Benchmark, Evaluation, Job, Review, read, recorded, without_passwords
 from src.errors import ConfigError
 from src.labeling.prompt import render
 
@@ -17,14 +17,15 @@ CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("task", "data", "teacher", "labeler", "quality", "student", "trainer", "rehearsal", "tracking")
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-NEEDS = {("teacher", "openai_compatible"): ["teacher.model=any"]}
+NEEDS = {("teacher", "openai_compatible"): ["teacher.model=any"],
+         ("teacher", "replay"): ["teacher.answers=any.csv"]}
 
 
 def test_no_file_is_left_out() -> None:
     seen = len(CHOICES) + len(EXPERIMENTS)
     inner = len([*(CONF / "data" / "source").glob("*.yaml"), *(CONF / "rehearsal" / "errors").glob("*.yaml")])
     top = {path.name for path in CONF.glob("*.yaml")}
-    assert top == {"job.yaml", "evaluate.yaml", "benchmark.yaml", "hydra_outputs.yaml"}
+    assert top == {"job.yaml", "evaluate.yaml", "review.yaml", "benchmark.yaml", "hydra_outputs.yaml"}
     assert seen + inner + len(top) == len(list(CONF.rglob("*.yaml")))
 
 
@@ -64,6 +65,8 @@ WRONG = [
     ("labeler.max_cost_usd=-1", "labeler.max_cost_usd=-1.0 is not allowed: 0 or more"),
     ("data.gold_size=1", "data.gold_size=1 is not allowed: 2 or more"),
     ("data.validation_share=1", "data.validation_share=1.0 is not allowed: between 0 and 1"),
+    ("data.near_duplicates=17", "data.near_duplicates=17 is not allowed: 0 to 16 of 64 bits, or null"),
+    ("data.text_column=text", "data.text_column='text' is not allowed: images have no columns"),
     ("student.learning_rate=0", "student.learning_rate=0.0 is not allowed: more than 0"),
     ("student.input_size=8", "student.input_size=8 is not allowed: 32 or more"),
     ("student.augment.crop_scale=0", "student.augment.crop_scale=0.0 is not allowed"),
@@ -72,6 +75,7 @@ WRONG = [
     ("seed=-1", "seed=-1 is not allowed: 0 or more"),
     ("seed=4294967296", "seed=4294967296 is not allowed: 0 or more, below 2**32"),
     ("teacher.base_url=ftp://x", "teacher.base_url='ftp://x' is not allowed"),
+    ("+teacher.routing.provider.data_colection=deny", "teacher.routing.provider.data_colection='deny' is not allowed"),
     ("teacher.json_mode=xml", "teacher.json_mode='xml' is not allowed: one of json_schema, json_object, none"),
     ("teacher=openai_compatible", "teacher.model='???' is not allowed: this key has no default; give teacher.model=…"),
     ("task.metric=loss", "task.metric='loss' is not allowed: one of accuracy, f1_macro"),
@@ -133,6 +137,30 @@ def test_the_other_entry_points_compose(name: str, kind: type, needs: list[str])
                 read(compose(name), kind)
             with pytest.raises(ConfigError, match="accelerator='gpu' is not allowed: one of auto, cpu, cuda, mps"):
                 read(compose(name, overrides=[*needs, "accelerator=gpu"]), kind)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_review_takes_a_jobs_keys(experiment: str) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        job = read(compose("job", overrides=[f"+experiment={experiment}"]), Job)
+        review = read(compose("review", overrides=[f"+experiment={experiment}", "format=label_studio"]), Review)
+    assert (review.action, review.format, review.images, review.file) == ("export", "label_studio", "embedded", None)
+    assert all(getattr(review, key) == getattr(job, key) for key in ("task", "data", "quality", "store", "rehearsal"))
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["action=send"], "action='send' is not allowed: one of export, import"),
+    (["format=xls"], "format='xls' is not allowed: one of csv, label_studio"),
+    (["images=s3"], "images='s3' is not allowed: one of embedded, local"),
+    (["action=import", "format=label_studio"], "file=None is not allowed: the file that Label Studio exported"),
+    (["seed=-1"], "seed=-1 is not allowed"),
+])
+def test_a_reviews_own_keys_are_checked(overrides: list[str], message: str) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(ConfigError) as error:
+        read(compose("review", overrides=overrides), Review)
+    assert message in str(error.value)
 
 
 def test_no_experiment_repeats_a_default() -> None:

@@ -1,4 +1,4 @@
-"""Bringing images: prepared once, never half, and a stand-in only where one is allowed."""
+"""Bringing items: prepared once, never half, a stand-in only where one is allowed, and what was done is told."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,10 +13,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from src.data import digits
-from src.data.dataset import Dataset, open_dataset
+from src.data.dataset import Dataset, NearDuplicates, open_dataset
 from src.data.images import load
 from src.data.spec import DataSpec, Shown
-from src.errors import DataError, DataUnavailable
+from src.errors import ConfigError, DataError, DataUnavailable
 from src.task import Item, TaskSpec
 
 ROOT = Path(__file__).parents[1]
@@ -65,8 +65,9 @@ def source(function: str, **options: Any) -> dict[str, Any]:
 
 def make_spec(function: str = "paint", **changes: Any) -> DataSpec:
     fields: dict[str, Any] = {
-        "name": "painted", "source": source(function), "stand_in": None, "drawn": False, "root": None,
-        "truth_csv": None, "gold_csv": None, "gold_size": 8, "test_size": 10, "validation_share": 0.2, "split_seed": 0,
+        "name": "painted", "kind": "images", "source": source(function), "stand_in": None, "drawn": False, "root": None,
+        "truth_csv": None, "text_column": None, "truth_column": None, "group_column": None, "gold_csv": None,
+        "gold_size": 8, "test_size": 10, "validation_share": 0.2, "split_seed": 0, "near_duplicates": 10,
         "max_pixels": 10_000, "shown": Shown(size=224, sharpen=True, jpeg_quality=90),
     }
     return DataSpec(**(fields | changes))
@@ -75,6 +76,16 @@ def make_spec(function: str = "paint", **changes: Any) -> DataSpec:
 def open_in(home: Path, spec: DataSpec, task: TaskSpec = TASK, *, download: bool = False,
             stand_in: bool = True) -> Dataset:
     return open_dataset(task, spec, home=home, download=download, stand_in=stand_in)
+
+
+def composed(*overrides: str) -> tuple[TaskSpec, DataSpec]:
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        cfg = compose(overrides=list(overrides))
+    task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TaskSpec), cfg.task))
+    spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataSpec), cfg.data))
+    assert isinstance(task, TaskSpec)
+    assert isinstance(spec, DataSpec)
+    return task, spec
 
 
 @pytest.fixture(autouse=True)
@@ -234,18 +245,124 @@ def test_test_images_without_truth_are_told(tmp_path: Path, capsys: pytest.Captu
     assert f"1 of 21 images in {root / 'test'} have no known truth" in capsys.readouterr().out
 
 
+# Near-duplicates
+
+
+def noise(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (48, 48, 3), dtype=np.uint8))
+
+
+def test_near_duplicates_are_counted_and_what_was_moved_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 20 training images, three are copies of test images and two of each other."""
+    root = tmp_path / "mine"
+    for n in range(20):
+        for part, image in (("train", noise(n)), ("test", noise(100 + n) if n < 8 else None)):
+            if image:
+                (root / part / TASK.names[n % 2]).mkdir(parents=True, exist_ok=True)
+                image.save(root / part / TASK.names[n % 2] / f"{n}.png")
+    for n in range(3):
+        noise(100 + n).save(root / "train" / TASK.names[n % 2] / f"copy{n}.jpg", quality=80)
+    noise(4).resize((96, 96)).save(root / "train" / TASK.names[0] / "large.png")
+    options: dict[str, Any] = {"source": IN_PLACE, "root": str(root), "gold_size": 4}
+    dataset = open_in(tmp_path / "home", make_spec(**options))
+    assert dataset.near_duplicates == NearDuplicates(items=8, clusters=4, largest=2)
+    assert dataset.splits.moved == 3 and len(dataset.splits.test) == 8 and len(items_of(dataset)) == 29
+    told = " ".join(capsys.readouterr().out.split())
+    assert "8 near-duplicates in 4 cluster(s), the largest of 2; 3 items moved out to keep groups and" in told
+    plain = open_in(tmp_path / "home", make_spec(**options, near_duplicates=None))
+    assert plain.near_duplicates == NearDuplicates(0, 0, 0) and plain.splits.moved == 0
+    assert "near-duplicates" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("copies", "warned"), [(30, True), (18, False)])
+def test_a_large_cluster_is_told(
+    tmp_path: Path, copies: int, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = paint(tmp_path / "mine", root=None, classes=TASK.names, download=False)
+    for n in range(copies):
+        noise(0).save(root / "apple" / f"copy{n:02d}.jpg", quality=60 + n)
+    dataset = open_in(tmp_path / "home", make_spec(source=IN_PLACE, root=str(root)))
+    assert dataset.near_duplicates == NearDuplicates(copies, 1, copies)
+    told = " ".join(capsys.readouterr().out.split())
+    named = "apple/copy00.jpg, apple/copy01.jpg, apple/copy02.jpg"
+    assert (f"Warning: 30 of 70 items count as near-duplicates of each other and stay in one part: {named}" in told
+            and "data.near_duplicates=null" in told) == warned
+
+
+# Texts
+
+
+def csv_spec(root: Path, **changes: Any) -> DataSpec:
+    return make_spec(**({"name": "csv", "kind": "texts", "source": {"_target_": "src.data.texts.in_place",
+                                                                    "_partial_": True},
+                         "root": str(root), "text_column": "text", "truth_column": "gold", "near_duplicates": None}
+                        | changes))
+
+
+def rows_of(count: int) -> str:
+    return "text,gold,film\n" + "".join(f"sentence {n},{TASK.names[n % 2]},film {n // 3}\n" for n in range(count))
+
+
+def test_texts_are_read_and_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(rows_of(60) + "sentence 5,pear,film 1\nSentence 8!,apple,film 99\n,apple,x\n")
+    dataset = open_in(tmp_path / "home", csv_spec(path, group_column="film"))
+    assert (dataset.kind, dataset.root, dataset.name, dataset.drawn) == ("texts", path, "csv", False)
+    assert (dataset.duplicates, dataset.near_duplicates) == (1, NearDuplicates(2, 1, 2))
+    assert dataset.broken == {"rows.csv:64": "empty"}
+    sides: dict[str | None, set[str]] = {}
+    for part in dataset.splits.sizes():
+        for item in getattr(dataset.splits, part):
+            sides.setdefault(item.group, set()).add(part)
+    assert len(sides) == 21 and all(len(parts) == 1 for parts in sides.values())
+    assert sides["film 99"] == sides["film 2"]
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Warning: 1 broken row(s) set aside: rows.csv:64 (empty)" in told
+    assert "1 duplicate texts merged; 2 near-duplicates in 1 cluster(s), the largest of 2" in told
+
+
+def test_texts_without_truth_need_gold(tmp_path: Path) -> None:
+    path, gold = tmp_path / "rows.csv", tmp_path / "gold.csv"
+    path.write_text(rows_of(30))
+    with pytest.raises(DataError, match=r"No item in .*gold_csv=FILE \(columns text,label\), or name .*truth_column"):
+        open_in(tmp_path / "home", csv_spec(path, truth_column=None))
+    gold.write_text("text,label\n" + "".join(f"sentence {n},{TASK.names[n % 2]}\n" for n in range(8)))
+    dataset = open_in(tmp_path / "home", csv_spec(path, truth_column=None, gold_csv=str(gold)))
+    assert dataset.splits.sizes() == {"choose": 4, "certify": 4, "train": 18, "validation": 4, "test": 0}
+
+
+def test_a_class_without_texts(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(rows_of(30))
+    with pytest.raises(DataError, match=r"No text of class plum to learn from in .*rows\.csv"):
+        open_in(tmp_path / "home", csv_spec(path), replace(TASK, classes={"apple": "", "pear": "", "plum": ""}))
+
+
+@pytest.mark.parametrize(("key", "value"), [("text_column", None), ("truth_csv", "truth.csv")])
+def test_keys_that_do_not_go_with_texts(tmp_path: Path, key: str, value: str | None) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.{key}={value!r} is not allowed"):
+        csv_spec(tmp_path, **{key: value})
+
+
+def test_the_config_for_texts(tmp_path: Path) -> None:
+    """As `conf/` says, through Hydra."""
+    path = tmp_path / "rows.csv"
+    path.write_text("text,gold\n" + "".join(f"film {n},{('neg', 'pos')[n % 2]}\n" for n in range(1000)))
+    task, spec = composed("+task=movie_reviews", "+data=csv", f"data.root={path}", "data.truth_column=gold")
+    dataset = open_in(tmp_path / "home", spec, task)
+    assert dataset.splits.sizes() == {"choose": 100, "certify": 100, "train": 255, "validation": 45, "test": 500}
+    assert {item.truth for item in dataset.splits.pool} == {"negative", "positive"}
+
+
 # The digits that come with scikit-learn
 
 
 @pytest.fixture(scope="module")
 def digit_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, TaskSpec]:
     """As `conf/` says, through Hydra."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        cfg = compose(overrides=["+task=digits", "+data=digits"])
-    task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TaskSpec), cfg.task))
-    spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataSpec), cfg.data))
-    assert isinstance(task, TaskSpec)
-    assert isinstance(spec, DataSpec)
+    task, spec = composed("+task=digits", "+data=digits")
     return open_in(tmp_path_factory.mktemp("digits"), spec, task, stand_in=False), task
 
 

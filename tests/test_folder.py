@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -35,7 +36,7 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
 
 
 def read(root: Path, **options: Path) -> Scan:
-    return scan(root, TASK, max_pixels=10_000, **options)
+    return scan(root, TASK, max_pixels=10_000, near_bits=10, **options)
 
 
 def by_name(items: list[Item]) -> dict[str, Item]:
@@ -65,7 +66,7 @@ def test_a_gold_csv_leaves_the_truth_of_the_test_folders(tmp_path: Path) -> None
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (n * 50, 0, 0)).save(tmp_path / place)
     (tmp_path / "gold.csv").write_text(f"file,label\na.png,{name}\n")
-    found = scan(tmp_path, TASK, max_pixels=100, gold_csv=tmp_path / "gold.csv")
+    found = scan(tmp_path, TASK, max_pixels=100, near_bits=None, gold_csv=tmp_path / "gold.csv")
     assert [item.truth for item in found.test] == [name]
     assert {item.name: item.truth for item in found.train} == {"train/a.png": name, "train/b.png": None}
 
@@ -278,6 +279,28 @@ def test_look_alikes_are_two_items_with_one_twin(tmp_path: Path) -> None:
     a, b, c = read(tmp_path).train
     assert a.key != b.key
     assert a.twin == b.twin != c.twin
+
+
+def blobs(seed: int, size: int = 64) -> Image.Image:
+    """A picture with detail, which hashes can tell from others."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("bits", [10, 0, None])
+def test_near_duplicates_get_one_twin_where_they_are_sought(tmp_path: Path, bits: int | None) -> None:
+    for part in ("train", "test"):
+        (tmp_path / part / "apple").mkdir(parents=True)
+    for n in range(5):
+        blobs(n).save(tmp_path / f"train/apple/{n}.png")
+    blobs(0).save(tmp_path / "train/apple/same.png", compress_level=1)
+    blobs(0).save(tmp_path / "test/apple/copy.jpg", quality=70)
+    found = scan(tmp_path, TASK, max_pixels=10_000, near_bits=bits)
+    items = by_name([*found.train, *found.test])
+    twins = {Path(name).stem: item.twin for name, item in items.items()}
+    assert twins["0"] == twins["same"]
+    assert (twins["0"] == twins["copy"]) == (bits is not None)
+    assert len(set(twins.values())) == (5 if bits is not None else 6)
 
 
 # Truth from a CSV

@@ -24,6 +24,6 @@ def test_ctrl_c_keeps_what_is_in_flight_and_the_same_command_goes_on(tmp_path: P
         said, _ = process.communicate(timeout=120)
         assert process.returncode == 0, said
         answered = [record["question"] for record in label.ledger()]
-        # Gold's choose part and the pool, twice each, nothing twice.
-        assert len(answered) == len(set(answered)) == len(label.stored()) == 2 * (20 + 80)
-        assert f"{200 - first} questions to ask" in said and f"{first} answers re-used" in said
+        # Gold's choose part and the pool, twice each, and the preflight's blank; nothing twice.
+        assert len(answered) == len(set(answered)) == len(label.stored()) == 2 * (20 + 80) + 1
+        assert f"{201 - first} questions to ask" in said and f"{first - 1} answers re-used" in said

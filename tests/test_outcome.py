@@ -49,7 +49,7 @@ def test_a_plain_answer() -> None:
     assert asdict(outcome) == {
         "label": "pear", "failure": None, "confidence": 0.9, "why": "narrow towards the stem", "cost_usd": 0.00015,
         "tokens_in": 300, "tokens_out": 25, "model": "served-model", "provider": "somebody", "retry_after_s": None,
-        "fatal": None, "reply": outcome.reply, "latency_s": 0.0,
+        "fatal": None, "reply": outcome.reply, "latency_s": 0.0, "flaws": (),
     }
 
 
@@ -380,6 +380,7 @@ def test_nothing_raises_and_everything_can_be_stored(tmp_path: Path) -> None:
             tokens_in=outcome.tokens_in, tokens_out=outcome.tokens_out,
             model=outcome.model, provider=outcome.provider, reply=outcome.reply,
         ))
-    assert seen >= {None, *Failure} - {Failure.TIMEOUT, Failure.CONNECTION, Failure.TRUNCATED, Failure.WITHDRAWN}
+    not_told = {Failure.TIMEOUT, Failure.CONNECTION, Failure.TRUNCATED, Failure.WITHDRAWN, Failure.LOST}
+    assert seen >= {None, *Failure} - not_told
     store = Store(tmp_path / "a.db")
     assert store.add(kept) == kept and sorted(store.read(), key=lambda a: a.item) == kept

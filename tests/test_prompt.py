@@ -1,4 +1,4 @@
-"""What is asked, to the letter, and which changes make it another question."""
+"""What is asked, to the letter, which changes make it another question, and of whom it can be asked."""
 
 import re
 from dataclasses import replace
@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from src.data.spec import Shown
 from src.errors import ConfigError
 from src.labeling.prompt import render
-from src.labeling.teacher import Price, Teacher
+from src.labeling.protocol import Provider
+from src.labeling.teacher import Price, Teacher, Terms
 from src.task import TaskSpec
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -36,7 +37,7 @@ def cifar5(**changes: Any) -> TaskSpec:
 
 def teacher(file: str = "gemini_flash", **changes: Any) -> Teacher:
     values = {"model": "m"} | {k: v for k, v in read(f"teacher/{file}.yaml").items() if v != "???"} | changes
-    return Teacher(**(values | {"price": Price(**values["price"])}))
+    return Teacher(**(values | {"price": Price(**values["price"]), "terms": Terms(**values["terms"])}))
 
 
 def digest(task: TaskSpec | None = None, **shown: Any) -> str:
@@ -72,8 +73,9 @@ def test_every_task_renders_and_lists_its_classes() -> None:
     assert {"cifar5.yaml", "digits.yaml"} <= set(files)
     for file in files:
         task = TaskSpec(**read(f"task/{file}"))
-        prompt = render(task, SHOWN)
-        assert all(f'"{name}"' in prompt.user for name in task.names) and "224" in prompt.user
+        pictures = "size" in task.user_prompt  # a text has none
+        prompt = render(task, SHOWN if pictures else None)
+        assert all(f'"{name}"' in prompt.user for name in task.names) and ("224" in prompt.user) == pictures
 
 
 def test_names_and_definitions_are_not_escaped() -> None:
@@ -180,3 +182,76 @@ def test_a_teacher_that_cannot_be(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)) as caught:
         teacher(**change)
     assert "sk-secret" not in str(caught.value)
+
+
+# Routing and terms
+
+OPENROUTER = ["gemini_flash", "openrouter_distillable"]
+
+
+@pytest.mark.parametrize(("routing", "said"), [
+    ({"provider": {"data_colection": "deny"}}, "teacher.routing.provider.data_colection='deny' is not allowed: one of "
+                                               "order, only, ignore"),
+    ({"provider": {"data_collection": "no"}}, "teacher.routing.provider.data_collection='no' is not allowed: Input "
+                                              "should be 'allow' or 'deny'"),
+    ({"provider": {"zdr": "true"}}, "teacher.routing.provider.zdr='true' is not allowed: Input should be a valid bool"),
+    ({"provider": {"only": "google-vertex"}}, "teacher.routing.provider.only='google-vertex'"),
+    ({"provider": None}, "teacher.routing.provider=None"),
+    ({"providr": {"zdr": True}}, "teacher.routing.providr={'zdr': True} is not allowed: one of provider, usage, user"),
+    ({"models": ["a/b"]}, "fields that change the answers belong into teacher.sampling"),
+])
+@pytest.mark.parametrize("base_url", ["https://openrouter.ai/api/v1", "https://EU.OpenRouter.ai/api/v1"])
+def test_what_openrouter_would_pass_over_is_refused(base_url: str, routing: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        teacher(base_url=base_url, routing=routing)
+
+
+def test_routing_does_not_hide_among_the_sampling_settings() -> None:
+    with pytest.raises(ConfigError, match=r"teacher.sampling.provider=.* it belongs into teacher.routing"):
+        teacher(sampling={"provider": {"data_collection": "deny"}})
+
+
+@pytest.mark.parametrize("base_url", ["http://localhost:11434/v1", "https://notopenrouter.ai/v1"])
+def test_another_endpoint_knows_its_own_fields(base_url: str) -> None:
+    other = teacher(base_url=base_url, routing={"provider": {"data_colection": "deny"}, "priority": 1})
+    assert not other.by_openrouter
+    warned, = other.warnings
+    assert "teacher.routing.provider (data_colection) is a request to OpenRouter" in warned and "another end" in warned
+
+
+@pytest.mark.parametrize("file", OPENROUTER)
+def test_openrouters_teachers_ask_for_what_protects(file: str) -> None:
+    """And the stand-in, which is strict, takes the same fields."""
+    asked = teacher(file).asked_of_providers
+    assert teacher(file).by_openrouter and asked["require_parameters"] is True and asked["data_collection"] == "deny"
+    assert Provider.model_validate(asked).model_dump(exclude_none=True) == asked
+
+
+def test_the_distillable_teacher_enforces_it_and_pays_no_more_than_its_price() -> None:
+    found = teacher("openrouter_distillable")
+    assert found.asked_of_providers["enforce_distillable_text"] is True and found.terms.training == "yes"
+    assert found.asked_of_providers["max_price"] == {"prompt": found.price.input_usd, "completion":
+                                                     found.price.output_usd}
+
+
+@pytest.mark.parametrize(("written", "read"), [("yes", "yes"), ("no", "no"), ("unknown", "unknown"), (True, "yes"),
+                                               (False, "no"), ("True", "yes"), ("False", "no")])
+def test_yaml_may_take_yes_and_no_for_true_and_false(written: Any, read: str) -> None:
+    assert Terms(written, "a page", "2026-11-22").training == read
+
+
+@pytest.mark.parametrize(("training", "date", "said"), [
+    ("perhaps", "2026-11-22", "teacher.terms.training='perhaps' is not allowed: yes, no or unknown"),
+    ("yes", "last week", "teacher.terms.date='last week' is not allowed: the day of reading"),
+])
+def test_terms_are_read_on_a_day_and_say_something(training: str, date: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        Terms(training, "a page", date)
+
+
+@pytest.mark.parametrize(("training", "warned"), [("no", 1), ("yes", 0), ("unknown", 0)])
+def test_forbidden_training_is_warned_of_and_no_error(training: str, warned: int) -> None:
+    found = teacher(terms={"training": training, "source": "their page", "date": "2026-11-22"})
+    assert len(found.warnings) == warned
+    for text in found.warnings:
+        assert "google/gemini-2.5-flash" in text and "2026-11-22 (their page)" in text

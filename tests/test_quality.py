@@ -12,11 +12,12 @@ from sklearn.metrics import cohen_kappa_score
 
 from src.errors import ConfigError, QualityError
 from src.metrics import proportion
-from src.quality.agreement import agreement, check_collapse, label_accuracy, teacher_accuracy
-from src.quality.conclude import conclude
+from src.quality.agreement import agreement, check_collapse, label_accuracy, teacher_accuracy, teacher_confusion
+from src.quality.conclude import conclude, to_learn
+from src.quality.consensus import METHODS
 from src.quality.heuristics import doubt
-from src.quality.spec import QualitySpec
-from src.task import Annotation, Failure, Item, Label, TaskSpec
+from src.quality.spec import DISAGREEMENTS, QualitySpec
+from src.task import SECOND_LOOK, Annotation, Failure, Item, Label, Panel, TaskSpec
 
 NAMES = ["apple", "orange", "pear", "sweet_pepper"]
 TASK = TaskSpec(
@@ -24,6 +25,7 @@ TASK = TaskSpec(
     aliases={"apples": "apple", "bell_pepper": "sweet_pepper"}, system_prompt="", user_prompt="", metric="accuracy",
 )
 TEACHER = "teacher/model"
+PANEL = Panel((TEACHER,), 2)
 
 
 def said(label: str | None, n: int = 0, *, item: str = "i", **fields: Any) -> Annotation:
@@ -42,11 +44,17 @@ def reviewed(label: str | None, who: str = "ada") -> Annotation:
 
 
 def spec(**changes: Any) -> QualitySpec:
-    return QualitySpec(**({"min_confidence": 0.0, "heuristics": "flag", "reviewer": "ada"} | changes))
+    return QualitySpec(**({
+        "consensus": "agreement", "disagreements": "drop", "min_confidence": 0.0, "min_probability": 0.0,
+        "heuristics": "flag", "second_look_share": 0.0, "second_looks": 1, "folds": 3, "gold_half_width": 0.05,
+        "spot_checks": 0, "reviewer": "ada",
+    } | changes))
 
 
-def concluded(*annotations: Annotation, passes: int = 2, task: TaskSpec = TASK, **changes: Any) -> Label:
-    (label,) = conclude([Item("i", Path("i.png"), "i")], annotations, task=task, passes=passes, spec=spec(**changes))
+def concluded(*annotations: Annotation, passes: int = 2, task: TaskSpec = TASK, panel: Panel | None = None,
+              **changes: Any) -> Label:
+    (label,) = conclude([Item("i", Path("i.png"), "i")], annotations, task=task, spec=spec(**changes), truths={},
+                        panel=panel or Panel((TEACHER,), passes))
     return label
 
 
@@ -55,7 +63,8 @@ def concluded(*annotations: Annotation, passes: int = 2, task: TaskSpec = TASK, 
 
 def test_passes_that_agree_are_accepted() -> None:
     label = concluded(said("Apples", 0, confidence=0.9, why="red and round"), said("apple", 1, confidence=0.7))
-    assert label == Label("i", "apple", True, TEACHER, "", 0.7, ("apple", "apple"), "red and round")
+    assert label == Label("i", "apple", True, TEACHER, "", 0.7, ("apple", "apple"), "red and round",
+                          distribution=(1.0, 0.0, 0.0, 0.0))
 
 
 def test_passes_that_disagree_are_not() -> None:
@@ -101,7 +110,8 @@ def test_where_all_tries_failed_the_last_failure_is_named() -> None:
 def test_items_that_nobody_annotated_have_no_label_and_the_others_keep_their_order() -> None:
     items = [Item(key, Path(key), key) for key in ("c", "a", "b")]
     given = [said("apple", 0, item=key) for key in ("a", "c", "stranger")]
-    assert [label.item for label in conclude(items, given, task=TASK, passes=1, spec=spec())] == ["c", "a"]
+    labels = conclude(items, given, task=TASK, panel=Panel((TEACHER,), 1), spec=spec(), truths={})
+    assert [label.item for label in labels] == ["c", "a"]
 
 
 @pytest.mark.parametrize(("confidences", "threshold", "reason"), [
@@ -120,6 +130,219 @@ def test_every_pass_has_to_be_confident_enough(
     label = concluded(*[said("apple", n, confidence=c) for n, c in enumerate(confidences)], min_confidence=threshold)
     assert (label.label, label.accepted, label.reason) == ("apple", not reason, reason)
     assert label.confidence == (None if None in confidences else min(c for c in confidences if c is not None))
+
+
+# Panels
+
+
+A, B, ARBITER = "a", "b", "arbiter"
+WIDE = Panel((A, B), 1, arbiter=ARBITER, second_looks=2)
+
+
+def by(annotator: str, label: str | None, n: int = 0, **fields: Any) -> Annotation:
+    fields = fields if label else {"failure": Failure.REFUSAL, "confidence": None} | fields
+    return said(label, n, annotator=annotator, **fields)
+
+
+def test_all_members_have_to_agree_in_all_passes() -> None:
+    panel = Panel((A, B), 2)
+    four = [by(who, "apple", n) for who in (B, A) for n in (1, 0)]
+    label = concluded(*four, panel=panel)
+    assert (label.label, label.accepted, label.source, label.votes) == ("apple", True, "a, b", ("apple",) * 4)
+    assert concluded(*four[:3], panel=panel).reason == "not answered in every pass"
+    assert concluded(*four[:3], by(A, None), panel=panel).reason == "failed: refusal"
+    assert concluded(*four[:3], by(A, "pear"), panel=panel).reason == "passes disagree"
+
+
+def test_who_is_not_on_the_panel_has_no_say() -> None:
+    label = concluded(by(A, "apple"), by(B, "apple"), by("c", "pear"), by(ARBITER, "pear", 1), panel=WIDE)
+    assert (label.label, label.accepted, label.votes) == ("apple", True, ("apple", "apple"))
+
+
+@pytest.mark.parametrize(("arbiter", "label", "reason"), [
+    ("apple", "apple", "arbiter decided"), ("pear", "pear", "arbiter decided"), ("orange", None, "passes disagree"),
+    (None, None, "passes disagree"),
+])
+def test_an_arbiter_decides_with_whom_it_agrees(arbiter: str | None, label: str | None, reason: str) -> None:
+    """A third opinion settles nothing, and one that failed loses nothing."""
+    found = concluded(by(A, "apple"), by(B, "pear"), by(ARBITER, arbiter), panel=WIDE)
+    assert (found.label, found.accepted, found.reason) == (label, label is not None, reason)
+    assert found.votes == ("apple", "pear", arbiter)
+    assert found.source == (f"{A if label == 'apple' else B}, {ARBITER}" if label else "a, b, arbiter")
+
+
+def test_an_arbiter_needs_more_than_half_of_the_answers() -> None:
+    panel = Panel((A, B, "c"), 1, arbiter=ARBITER)
+    given = [by(A, "apple"), by(B, "apple"), by("c", "pear")]
+    assert concluded(*given, by(ARBITER, "apple"), panel=panel).label == "apple"
+    assert concluded(*given, by(ARBITER, "pear"), panel=panel).label is None
+    assert concluded(*given, by(ARBITER, "orange"), panel=panel).label is None
+
+
+def test_a_label_is_as_sure_as_those_who_gave_it() -> None:
+    """And has their reasons, whoever else said what."""
+    found = concluded(by(A, "apple", confidence=0.2, why="blurry"), by(B, "pear", confidence=0.8, why="green"),
+                      by(ARBITER, "pear", confidence=0.9), panel=WIDE, min_confidence=0.8)
+    assert (found.label, found.accepted, found.confidence, found.why) == ("pear", True, 0.8, "green")
+    assert found.reason == "arbiter decided"
+
+
+@pytest.mark.parametrize(("looks", "label"), [
+    (["apple"], "apple"), (["pear"], None), (["pear", "apple"], None), (["apple", "apple"], "apple"), ([None], "apple"),
+    (["apple", "apple", "pear"], "apple"),  # one look more than the panel allows
+])
+def test_a_second_look_can_only_agree_or_not(looks: list[str | None], label: str | None) -> None:
+    found = concluded(by(A, "apple"), by(B, "apple"), panel=WIDE,
+                      *[by(A, look, SECOND_LOOK + n) for n, look in enumerate(looks)])  # noqa: B026
+    assert (found.label, found.accepted) == (label, label is not None)
+    assert found.reason == ("" if label else "passes disagree")
+    assert found.votes == ("apple", "apple", *looks[:2])
+
+
+def test_a_second_look_can_undo_what_an_arbiter_decided() -> None:
+    given = [by(A, "apple"), by(B, "pear"), by(ARBITER, "pear")]
+    assert concluded(*given, by(B, "apple", SECOND_LOOK), panel=WIDE).label is None
+    assert concluded(*given, by(B, "pear", SECOND_LOOK), panel=WIDE).label == "pear"
+
+
+# Other kinds of consensus, and what becomes of disagreements
+
+
+@pytest.mark.parametrize("consensus", ["majority", "dawid_skene"])
+def test_a_failed_pass_loses_no_item(consensus: str) -> None:
+    found = concluded(said("apple", 0), failed(Failure.REFUSAL, 1), consensus=consensus)
+    assert (found.label, found.accepted, found.reason, found.votes) == ("apple", True, "", ("apple", None))
+    assert concluded(said("apple", 1), consensus=consensus).accepted
+    assert concluded(failed(Failure.REFUSAL, 1), consensus=consensus).reason == "failed: refusal"
+
+
+def test_a_majority_is_more_than_anybody_else_has() -> None:
+    three = [said(label, n) for n, label in enumerate(["apple", "pear", "pear"])]
+    found = concluded(*three, passes=3, consensus="majority")
+    assert (found.label, found.accepted, found.reason) == ("pear", True, "")
+    assert found.distribution[2] == max(found.distribution)
+    tied = concluded(*three[:2], passes=3, consensus="majority")
+    assert (tied.label, tied.accepted, tied.reason) == (None, False, "passes disagree")
+    assert concluded(*three, passes=3).label is None
+
+
+@pytest.mark.parametrize("consensus", ["agreement", "majority"])
+def test_disagreements_can_stay_as_probabilities(consensus: str) -> None:
+    """Of several classes with as many votes, the first that was said stands for them; the votes are kept."""
+    found = concluded(said("pear", 0), said("apple", 1), consensus=consensus, disagreements="soft")
+    assert (found.label, found.accepted, found.reason) == ("pear", True, "passes disagree")
+    assert found.votes == ("pear", "apple")
+    assert found.distribution[0] == pytest.approx(found.distribution[2]) and found.distribution[0] > 0.3
+    assert sum(found.distribution) == pytest.approx(1)
+
+
+def test_the_most_voted_class_stands_for_a_soft_label() -> None:
+    three = [said(label, n) for n, label in enumerate(["apple", "pear", "pear"])]
+    found = concluded(*three, passes=3, disagreements="soft")
+    assert (found.label, found.accepted, found.reason) == ("pear", True, "passes disagree")
+    assert found.distribution[2] > found.distribution[0] > found.distribution[1] == found.distribution[3]
+    assert found.confidence == 0.9
+
+
+def test_of_soft_classes_the_arbiters_comes_first() -> None:
+    found = concluded(by(A, "apple"), by(B, "pear"), by(ARBITER, "orange"), panel=WIDE, disagreements="soft")
+    assert (found.label, found.accepted) == ("orange", True)
+
+
+def test_what_failed_is_no_disagreement() -> None:
+    found = concluded(said("apple", 0), failed(Failure.REFUSAL, 1), disagreements="soft")
+    assert (found.label, found.accepted, found.reason) == (None, False, "failed: refusal")
+
+
+def test_disagreements_that_are_dropped_keep_votes_and_distribution() -> None:
+    found = concluded(said("apple", 0), said("pear", 1))
+    assert found.votes == ("apple", "pear") and found.distribution[0] == found.distribution[2] > 0.3
+
+
+def test_opinions_are_weighed_on_all_items_together() -> None:
+    """Three models, one better than the others: Dawid-Skene finds out, the majority cannot."""
+    rng = random.Random(0)
+    truth = {f"{n}": rng.choice(NAMES) for n in range(300)}
+    given = [by(who, true if rng.random() < accuracy else rng.choice(NAMES), item=item)
+             for item, true in truth.items() for who, accuracy in (("a", 0.45), ("b", 0.45), ("c", 0.97))]
+    items = [Item(item, "", "") for item in truth]
+    right = {}
+    for consensus in ("majority", "dawid_skene"):
+        labels = conclude(items, given, task=TASK, panel=Panel(("a", "b", "c"), 1), spec=spec(consensus=consensus),
+                          truths={})
+        right[consensus] = sum(label.label == truth[label.item] for label in labels)
+    assert right["dawid_skene"] > right["majority"] + 20
+
+
+def test_crowdlab_takes_the_students_side_and_needs_one() -> None:
+    student = {f"{n}": [0.1, 0.0, 0.9, 0.0] if n == 0 else [0.9, 0.0, 0.1, 0.0] for n in range(20)}
+    given = [said("apple", n, item=key) for key in student for n in (0, 1)]
+    given[1] = replace(given[1], label="pear")
+    items = [Item(key, "", "") for key in student]
+    labels = conclude(items, given, task=TASK, panel=PANEL, spec=spec(consensus="crowdlab"), truths={},
+                      out_of_fold=student)
+    assert [label.label for label in labels] == ["pear"] + ["apple"] * 19
+    with pytest.raises(ConfigError, match=r"quality\.consensus='crowdlab'.*quality\.folds"):
+        conclude(items, given, task=TASK, panel=PANEL, spec=spec(consensus="crowdlab"), truths={})
+
+
+def test_of_a_student_and_answers_only_what_was_answered_can_be_the_label() -> None:
+    """However sure the student, and however little the answers weigh: whoever contradicts is asked, not flipped."""
+    rng = random.Random(0)
+    keys = [f"{n}" for n in range(120)]
+    given = [by(who, rng.choice(NAMES), n, item=key) for key in keys for who, n in (
+        (A, 0), (B, 0), (ARBITER, 0), (ARBITER, SECOND_LOOK)) if rng.random() < 0.6]
+    student = {key: [float(name == certain) for name in NAMES] for key in keys for certain in [rng.choice(NAMES)]}
+    answered = {key: {a.label for a in given if a.item == key} for key in keys}
+    for consensus in METHODS:
+        for disagreements in DISAGREEMENTS:
+            labels = conclude([Item(key, "", "") for key in keys], given, task=TASK, panel=WIDE, truths={},
+                              spec=spec(consensus=consensus, disagreements=disagreements), out_of_fold=student)
+            assert len(labels) == sum(map(bool, answered.values())) > 100
+            assert all(label.label is None or label.label in answered[label.item] for label in labels)
+            # Where all said the same, nothing is left to decide.
+            assert all(label.label in (None, *answered[label.item]) and (label.label or consensus == "agreement")
+                       for label in labels if len(answered[label.item]) == 1)
+
+
+@pytest.mark.parametrize("consensus", ["agreement", "majority", "crowdlab"])
+@pytest.mark.parametrize("further", [(A, SECOND_LOOK), (ARBITER, SECOND_LOOK), (ARBITER, 0)])
+@pytest.mark.parametrize("members", [(A,), (A, B)])
+def test_asking_again_where_there_is_doubt_moves_no_other_label(consensus: str, further: tuple[str, int],
+                                                                members: tuple[str, ...]) -> None:
+    """Opinions are weighed by what members said of all items, not by what was asked for the doubtful ones' sake."""
+    rng = random.Random(1)
+    truth = {f"{n}": NAMES[n % 4] for n in range(80)}
+    given = [by(who, true if rng.random() < 0.8 else rng.choice(NAMES), item=key)
+             for key, true in truth.items() for who in members]
+    student = {key: [0.7 * (name == true) + 0.075 for name in NAMES] for key, true in truth.items()}
+    doubtful = {a.item for a in given if a.label != truth[a.item]}
+    who, n = further
+    more = [by(who, truth[key], n, item=key) for key in sorted(doubtful)]
+
+    def found(annotations: Sequence[Annotation]) -> dict[str, Label]:
+        labels = conclude([Item(key, "", "") for key in truth], annotations, task=TASK, truths={}, out_of_fold=student,
+                          panel=replace(WIDE, members=members), spec=spec(consensus=consensus))
+        return {label.item: label for label in labels}
+
+    before, after = found(given), found([*given, *more])
+    assert 8 < len(doubtful) < 40
+    for key in truth:
+        assert (before[key] == after[key]) == (key not in doubtful)
+
+
+# What students learn from
+
+
+def test_students_get_probabilities_only_where_opinions_differ_and_only_if_asked_to() -> None:
+    split, alike, single, partly = (
+        replace(Label("i", "apple", True, "t", votes=votes), distribution=(0.6, 0.0, 0.4, 0.0))
+        for votes in (("apple", "pear"), ("apple", "apple"), ("apple",), ("apple", None)))
+    dropped = replace(split, accepted=False)
+    labels = [split, alike, single, partly, dropped]
+    hard = [replace(label, distribution=()) for label in labels]
+    assert to_learn(labels, spec()) == hard
+    assert to_learn(labels, spec(disagreements="soft")) == [split, *hard[1:4], dropped]
 
 
 # People
@@ -145,7 +368,8 @@ def test_the_latest_word_of_people_counts() -> None:
 def test_what_a_person_withdrew_is_the_teachers_again() -> None:
     teacher = (said("apple", 0), said("apple", 1))
     assert concluded(*teacher, reviewed("pear"), reviewed(None)) == concluded(*teacher)
-    assert concluded(reviewed("pear"), reviewed(None)).reason == "not answered in every pass"
+    nobody = concluded(reviewed("pear"), reviewed(None))
+    assert (nobody.label, nobody.reason, nobody.distribution) == (None, "not answered in every pass", ())
 
 
 # The task may change after the answers came
@@ -203,6 +427,16 @@ def test_doubt_in_any_pass_is_flagged_dropped_or_let_be(
     ({"min_confidence": math.nan}, r"quality\.min_confidence=nan"),
     ({"heuristics": "on"}, r"quality\.heuristics='on' is not allowed: one of flag, drop, off"),
     ({"reviewer": ""}, r"quality\.reviewer=''"),
+    ({"consensus": "vote"}, r"quality\.consensus='vote' is not allowed: one of agreement, majority, dawid"),
+    ({"disagreements": "keep"}, r"quality\.disagreements='keep' is not allowed: one of drop, soft"),
+    ({"min_probability": 1.0}, r"quality\.min_probability=1\.0 is not allowed: in \[0, 1\)"),
+    ({"min_probability": math.nan}, r"quality\.min_probability=nan"),
+    ({"second_look_share": 1.1}, r"quality\.second_look_share=1\.1 is not allowed: in \[0, 1\]"),
+    ({"second_looks": 0}, r"quality\.second_looks=0 is not allowed: 1 or more"),
+    ({"folds": 1}, r"quality\.folds=1 is not allowed: 2 or more"),
+    ({"gold_half_width": 0.0}, r"quality\.gold_half_width=0\.0 is not allowed: between 0 and 0\.5"),
+    ({"gold_half_width": 0.5}, r"quality\.gold_half_width=0\.5"),
+    ({"spot_checks": -1}, r"quality\.spot_checks=-1 is not allowed: 0 or more"),
 ])
 def test_settings_out_of_range_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -220,7 +454,7 @@ def two_passes(*pairs: tuple[str | None, str | None]) -> list[Annotation]:
 def test_agreement_by_hand() -> None:
     """As spelt 2 of 5 agree, as classes 4. An answer without its partner is no pair, but counts for the spelling."""
     found = agreement(two_passes(("apple", "apple"), ("Apples", "apple"), ("pear", "pear"), ("pear", "apple"),
-                                 ("Orange", "orange "), ("apple", None), (None, None)), TASK)
+                                 ("Orange", "orange "), ("apple", None), (None, None)), TASK, PANEL)
     assert found is not None
     assert (found.raw, found.mapped) == (proportion(2, 5), proportion(4, 5))
     # p_e = (2·3 + 2·1 + 1·1) / 25, kappa = (0.8 − 0.36) / 0.64
@@ -232,7 +466,7 @@ def test_kappa_is_scikit_learns() -> None:
     rng = random.Random(0)
     truth = [rng.choice(NAMES) for _ in range(300)]
     pairs = [tuple(t if rng.random() < 0.8 else rng.choice(NAMES) for _ in (0, 1)) for t in truth]
-    found = agreement(two_passes(*pairs), TASK)  # type: ignore[arg-type]
+    found = agreement(two_passes(*pairs), TASK, PANEL)  # type: ignore[arg-type]
     assert found is not None
     first, second = zip(*pairs, strict=True)
     assert found.kappa == pytest.approx(cohen_kappa_score(first, second))
@@ -243,35 +477,59 @@ def test_kappa_is_scikit_learns() -> None:
 def test_kappa_of_independent_answers_is_nothing() -> None:
     rng = random.Random(0)
     pairs = [(rng.choices(NAMES, [9, 1, 1, 1])[0], rng.choices(NAMES, [9, 1, 1, 1])[0]) for _ in range(2000)]
-    found = agreement(two_passes(*pairs), TASK)
+    found = agreement(two_passes(*pairs), TASK, PANEL)
     assert found is not None
     assert abs(found.kappa) < 0.08
     assert found.mapped.value > 0.5
 
 
 def test_one_class_alone_has_no_kappa() -> None:
-    found = agreement(two_passes(*[("apple", "apple")] * 5), TASK)
+    found = agreement(two_passes(*[("apple", "apple")] * 5), TASK, PANEL)
     assert found is not None
-    assert math.isnan(found.kappa)
+    assert math.isnan(found.kappa) and math.isnan(found.alpha)
     assert found.mapped.value == 1
 
 
 def test_with_three_passes_every_pair_counts() -> None:
     given = [said(label, n) for n, label in enumerate(["apple", "apple", "pear"])]
-    found = agreement(given, TASK)
+    found = agreement(given, TASK, Panel((TEACHER,), 3))
     assert found is not None
     assert found.mapped == proportion(1, 3)
+
+
+def test_kappa_of_three_opinions_is_the_mean_of_pairs() -> None:
+    rng = random.Random(1)
+    truth = [rng.choice(NAMES) for _ in range(200)]
+    columns = [[t if rng.random() < accuracy else rng.choice(NAMES) for t in truth] for accuracy in (0.9, 0.8, 0.6)]
+    given = [said(label, item=f"i{n}", annotator=f"model {m}") for m, column in enumerate(columns)
+             for n, label in enumerate(column)]
+    found = agreement(given, TASK, Panel(("model 0", "model 1", "model 2"), 1))
+    assert found is not None
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    assert found.kappa == pytest.approx(sum(cohen_kappa_score(columns[a], columns[b]) for a, b in pairs) / 3)
+    assert found.mapped.n == 600
+    assert found.mapped.value == sum(columns[a][n] == columns[b][n] for a, b in pairs for n in range(200)) / 600
+    assert found.alpha == pytest.approx(found.kappa, abs=0.03)
+
+
+def test_agreement_is_that_of_members_alone() -> None:
+    """An arbiter and second looks see doubtful items only."""
+    given = [said("apple", 0), said("apple", 1), said("pear", 2), said("pear", SECOND_LOOK),
+             said("pear", annotator="arbiter")]
+    found = agreement(given, TASK, Panel((TEACHER,), 2, arbiter="arbiter", second_looks=1))
+    assert found is not None
+    assert found.mapped == proportion(1, 1)
 
 
 @pytest.mark.parametrize("given", [[], [said("apple", 0)], [said("apple", 0), failed(Failure.REFUSAL, 1)],
                                    [said("apple", 0), said("apple", 1, item="other")]])
 def test_without_a_pair_there_is_no_agreement(given: list[Annotation]) -> None:
-    assert agreement(given, TASK) is None
+    assert agreement(given, TASK, PANEL) is None
 
 
 def test_a_question_asked_again_counts_once() -> None:
     given = [failed(Failure.TIMEOUT, 0), said("pear", 0, attempt=1), said("apple", 0, attempt=2), said("apple", 1)]
-    found = agreement(given, TASK)
+    found = agreement(given, TASK, PANEL)
     assert found is not None
     assert found.mapped == proportion(1, 1)
 
@@ -286,9 +544,25 @@ def test_the_teachers_accuracy_is_that_of_first_answers() -> None:
              failed(Failure.REFUSAL, 0, item="d"),  # never answered
              said("apple", 0, item="e")]  # of unknown truth
     truths = {"a": "apple", "b": "pear", "c": "pear", "d": "pear"}
-    assert teacher_accuracy(given, truths, TASK) == proportion(2, 3)
-    assert teacher_accuracy(given, {}, TASK) is None
-    assert teacher_accuracy([], truths, TASK) is None
+    assert teacher_accuracy(given, truths, TASK) == {TEACHER: proportion(2, 3)}
+    assert teacher_accuracy(given, {}, TASK) == {}
+    assert teacher_accuracy([], truths, TASK) == {}
+
+
+def test_every_annotator_has_an_accuracy_but_people() -> None:
+    given = [said("apple", item="a"), said("pear", item="b"), said("pear", item="a", annotator="other"),
+             said("pear", item="c", annotator="silent on gold"), reviewed("pear")]
+    truths = {"a": "apple", "b": "apple", "i": "pear"}
+    assert teacher_accuracy(given, truths, TASK) == {TEACHER: proportion(1, 2), "other": proportion(0, 1)}
+
+
+def test_confusion_by_hand() -> None:
+    given = [said("apple", item="a"), said("pear", 1, item="a"), said("Apples", item="b"), said("pear", item="c"),
+             failed(Failure.REFUSAL, item="d"), said("pear", item="e"), said("orange", item="a", annotator="other")]
+    found = teacher_confusion(given, {"a": "apple", "b": "pear", "c": "pear", "d": "pear"}, TASK)
+    assert found[TEACHER].tolist() == [[1, 0, 0, 0], [0] * 4, [1, 0, 1, 0], [0] * 4]
+    assert found["other"].tolist() == [[0, 1, 0, 0], [0] * 4, [0] * 4, [0] * 4]
+    assert teacher_confusion(given, {"x": "apple"}, TASK) == {}
 
 
 def test_the_labels_accuracy_is_that_of_accepted_ones() -> None:
@@ -351,6 +625,14 @@ def test_random_answers_in_unequal_shares_stop() -> None:
 def test_a_teacher_who_sees_goes_on(accuracy: float, n: int, seed: int) -> None:
     rng = random.Random(seed)
     check([(NAMES[i % 4], NAMES[i % 4] if rng.random() < accuracy else rng.choice(NAMES)) for i in range(n)])
+
+
+def test_of_several_the_one_who_does_not_see_is_named() -> None:
+    given, truths = answered([(NAMES[i % 4], NAMES[i % 4]) for i in range(40)])
+    blind = [replace(annotation, annotator="blind/model", label="pear") for annotation in given]
+    check_collapse(given, truths, TASK)
+    with pytest.raises(QualityError, match=r"but only 25% of gold is: blind/model does not seem to see"):
+        check_collapse([*given, *blind], truths, TASK)
 
 
 @pytest.mark.parametrize("n", [0, 1, 9])

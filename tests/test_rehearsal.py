@@ -358,7 +358,7 @@ def test_an_image_it_was_not_taught_gets_some_class() -> None:
     answers, stand_in = rehearse(*unseen, text)
     said = Counter(json.loads(message_of(answer)["content"])["label"] for answer in answers)
     assert set(said) == set(MATRIX)
-    assert [record.kind for record in stand_in.ledger] == ["unknown_image"] * 40 + ["no_image"]
+    assert [record.kind for record in stand_in.ledger] == ["unknown_item"] * 40 + ["no_item"]
 
 
 def test_what_it_learns_must_be_a_class_and_a_lookalike_changes_nothing() -> None:

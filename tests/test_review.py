@@ -1,19 +1,26 @@
 """The review file's round trip: what a person wrote is imported once, or stays where it is."""
 
+import base64
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from src.config import Job
 from src.errors import ReviewError
 from src.quality.conclude import conclude
-from src.quality.files import COLUMNS, ReviewFile, write_labels
-from src.quality.spec import QualitySpec
+from src.quality.contact_sheet import contact_sheet
+from src.quality.labels_csv import COLUMNS, write_labels
+from src.quality.review_file import ReviewFile
+from src.quality.review_list import Listed
+from src.quality.spot_checks import sample
 from src.store import Store
-from src.task import Annotation, Failure, Item, Label, TaskSpec
+from src.task import Annotation, Failure, Item, Label, Panel, TaskSpec
 
 TASK = TaskSpec(
     name="fruit", version=3, kind="classify", classes={"apple": "", "pear": "", "plum": ""},
@@ -23,11 +30,20 @@ ITEMS = {key * 64: Item(key * 64, Path(f"{key}.png"), f"images/{key}.png") for k
 A, B, C, D = ITEMS
 # One label that everybody is sure of, and three that deserve a look.
 LABELS = [
-    Label(A, "apple", True, "teacher", "", 0.9, ("apple", "apple"), "red"),
+    Label(A, "apple", True, "teacher", "", 0.9, ("apple", "apple"), "red", 0.97),
     Label(B, None, False, "teacher", "passes disagree", None, ("apple", "pear"), "green"),
     Label(C, "pear", True, "teacher", "admits doubt: blurry", 0.5, ("pear", "pear"), "blurry"),
     Label(D, None, False, "teacher", "failed: refusal", None, (None, "plum"), ""),
 ]
+# What cells may hold, and what is written instead.
+HOSTILE = {
+    '=HYPERLINK("http://x")': '\'=HYPERLINK("http://x")', "+1": "'+1", "-1": "'-1", "@SUM(A1)": "'@SUM(A1)",
+    "\t=1": "'=1", "\r\n=1": "'=1", "  =1": "'=1", "\u00a0=1": "'=1", "\u200b=1": "'\u200b=1", "\ufeff=1": "'\ufeff=1",
+    "\x00=1": "'=1", "＝1+1": "'＝1+1", "＋1": "'＋1", "－1": "'－1", "＠SUM(A1)": "'＠SUM(A1)", "﹦1": "'﹦1",
+    '"=1+1"': "'\"=1+1\"", "red;=1+1": "red;'=1+1", "red; \"=1": "red;' \"=1", "'=1": "'=1",
+    "two\r\nlines\rand\nmore": "two lines and more", "half \ud83d": "half ?", "2 - 1 = 1": "2 - 1 = 1", "": "",
+    "a;b": "a;b", "🍎": "🍎",
+}
 Rows = list[dict[str, str]]
 
 
@@ -44,7 +60,7 @@ def review(tmp_path: Path) -> ReviewFile:
 
 
 def rows_of(path: Path) -> Rows:
-    with path.open(newline="", encoding="utf-8") as lines:
+    with path.open(newline="", encoding="utf-8-sig") as lines:
         return list(csv.DictReader(lines))
 
 
@@ -84,33 +100,110 @@ def test_all_labels_are_listed(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "out/labels_llm.csv")
     assert list(rows[0]) == list(COLUMNS)
     assert [list(row.values()) for row in rows] == [
-        [A, "images/a.png", "apple", "true", "teacher", "", "0.9", "apple | apple", "red"],
-        [B, "images/b.png", "", "false", "teacher", "passes disagree", "", "apple | pear", "green"],
-        [C, "images/c.png", "pear", "true", "teacher", "admits doubt: blurry", "0.5", "pear | pear", "blurry"],
-        [D, "images/d.png", "", "false", "teacher", "failed: refusal", "", "? | plum", ""],
+        [A, "images/a.png", "apple", "true", "teacher", "", "0.9", "0.97", "apple | apple", "red"],
+        [B, "images/b.png", "", "false", "teacher", "passes disagree", "", "", "apple | pear", "green"],
+        [C, "images/c.png", "pear", "true", "teacher", "admits doubt: blurry", "0.5", "", "pear | pear", "blurry"],
+        [D, "images/d.png", "", "false", "teacher", "failed: refusal", "", "", "? | plum", ""],
     ]
 
 
 def test_a_person_is_shown_what_deserves_a_look(review: ReviewFile, store: Store) -> None:
     assert review.export(LABELS, ITEMS, store) == review.path
     rows = rows_of(review.path)
-    assert list(rows[0]) == [*COLUMNS, "label_final"]
-    assert [(row["item"], row["label_final"]) for row in rows] == [(B, ""), (C, ""), (D, "")]
+    assert list(rows[0]) == [*COLUMNS, "why_listed", "label_final"]
+    assert [(row["item"], row["why_listed"], row["label_final"]) for row in rows] == [
+        (B, "passes disagree", ""), (D, "failed: refusal", ""), (C, "admits doubt: blurry", "")]
 
 
-def test_cells_are_one_line_and_no_formula(review: ReviewFile, store: Store, tmp_path: Path) -> None:
-    evil = ["=HYPERLINK(\"http://x\")", "+1", "-1", "@SUM(A1)", "\t=1", "\r\n=1", "two\r\nlines\rand\nmore",
-            "half \ud83d"]
-    labels = [replace(LABELS[1], why=why) for why in evil]
+def test_the_least_sure_stand_first_and_refused_labels_before_accepted_ones(review: ReviewFile, store: Store) -> None:
+    known = {key * 64: Item(key * 64, Path(f"{key}.png"), f"{key}.png") for key in "abcdef"}
+    doubted = [
+        Label("a" * 64, "apple", True, "teacher", "admits doubt: guess", 0.2, probability=0.6),
+        Label("b" * 64, "apple", False, "teacher", "probability below 0.9", 0.1, probability=0.8),
+        Label("c" * 64, "apple", False, "teacher", "probability below 0.9", 0.9, probability=0.3),
+        Label("d" * 64, None, False, "teacher", "passes disagree"),
+        Label("e" * 64, "apple", True, "teacher", "admits doubt: guess", 0.5),
+        Label("f" * 64, "apple", True, "teacher", "", 0.1, probability=0.1),
+    ]
+    for labels in (doubted, doubted[::-1]):
+        review.export(labels, known, store)
+        assert "".join(row["item"][0] for row in rows_of(review.path)) == "dcbea"
+
+
+def test_spot_checks_come_first_and_stay_when_they_are_answered(review: ReviewFile, store: Store) -> None:
+    """Two of three accepted labels are drawn, one of them doubtful besides; the third is sure, and not listed."""
+    labels = [*LABELS, Label("e" * 64, "plum", True, "teacher", "", 0.9)]
+    known = ITEMS | {"e" * 64: Item("e" * 64, Path("e.png"), "images/e.png")}
+    drawn = [label.item for label in sample(labels, 2, seed=4)]
+    assert C in drawn and drawn[0] != C
+    expected = [(drawn[0], "spot check"), (C, "spot check; admits doubt: blurry"), (B, "passes disagree"),
+                (D, "failed: refusal")]
+    review.export(labels, known, store, unreviewed=labels, spot_checks=2, seed=4)
+    assert [(row["item"], row["why_listed"]) for row in rows_of(review.path)] == expected
+    edit(review.path, **{drawn[0][0]: "pear", "b": "pear"})
+    review.import_edits(store)
+    now = [replace(label, label="pear", accepted=True, source="human:ada", reason="reviewed")
+           if label.item in (drawn[0], B) else label for label in labels]
+    review.export(now, known, store, unreviewed=labels, spot_checks=2, seed=4)
+    assert [(row["item"], row["why_listed"]) for row in rows_of(review.path)] == expected
+    assert [row["label_final"] for row in rows_of(review.path)] == ["pear", "", "pear", ""]
+
+
+def test_texts_are_shown_in_the_file(review: ReviewFile, store: Store, tmp_path: Path) -> None:
+    texts = {B: replace(ITEMS[B], payload="=cmd|' /C calc'!A0\nand more", name="reviews.csv:12"),
+             D: replace(ITEMS[D], payload="schön " * 200, name="reviews.csv:13")}
+    review.export([LABELS[1], LABELS[3]], texts, store)
+    rows = rows_of(review.path)
+    assert list(rows[0])[:3] == ["item", "file", "text"]
+    assert rows[0]["text"] == "'=cmd|' /C calc'!A0 and more" and rows[0]["file"] == "reviews.csv:12"
+    assert len(rows[1]["text"]) == 500 and rows[1]["text"].endswith("…")
+    assert review.path.read_bytes().startswith(b"\xef\xbb\xbf")  # or Excel shows schön as something else
+    edit(review.path, b="pear")
+    assert review.import_edits(store) == 1
+    write_labels(tmp_path / "labels.csv", [LABELS[3]], texts)
+    assert (tmp_path / "labels.csv").read_text(encoding="utf-8").startswith("item,file,text,")
+
+
+def test_no_cell_runs_as_a_formula(review: ReviewFile, store: Store, tmp_path: Path) -> None:
+    labels = [replace(LABELS[1], why=why) for why in HOSTILE]
     write_labels(tmp_path / "labels.csv", labels, ITEMS)
-    assert [row["why"] for row in rows_of(tmp_path / "labels.csv")] == [
-        "'=HYPERLINK(\"http://x\")", "'+1", "'-1", "'@SUM(A1)", "'\t=1", " =1", "two lines and more", "half ?"]
+    assert [row["why"] for row in rows_of(tmp_path / "labels.csv")] == list(HOSTILE.values())
     item = {B: replace(ITEMS[B], name="=cmd.png")}
     review.export(labels[-1:], item, store)
     (row,) = rows_of(review.path)
     assert row["file"] == "'=cmd.png"
     edit(review.path, b="pear")
     assert review.import_edits(store) == 1
+
+
+def test_a_class_that_looks_like_a_formula_goes_there_and_back(store: Store, tmp_path: Path) -> None:
+    task = replace(TASK, name="mood", classes={"+1": "", "=0": "", "@home": ""}, aliases={})
+    review = ReviewFile(tmp_path / "review/mood/review_labels.csv", task, "ada")
+    labels = [replace(LABELS[2], label="+1", votes=("+1", "+1")), replace(LABELS[3], label="@home")]
+    review.export(labels, ITEMS, store)
+    edit(review.path, c="+1", d="=0")
+    assert review.import_edits(store) == 2
+    review.export(labels, ITEMS, store)
+    assert {row["label"]: row["label_final"] for row in rows_of(review.path)} == {"'+1": "'+1", "'@home": "'=0"}
+    edit(review.path, d="'@home")
+    assert review.import_edits(store) == 1
+    assert said(store, "mood") == [("c", "+1"), ("d", "=0"), ("d", "@home")]
+
+
+def test_the_contact_sheet_shows_pictures_and_runs_nothing(tmp_path: Path) -> None:
+    Image.new("RGB", (400, 200), "red").save(tmp_path / "a.png")
+    shown = {A: Item(A, tmp_path / "a.png", "<img src=x>.png"), B: Item(B, tmp_path / "gone.png", "b.png"),
+             C: Item(C, "a text <script>alert(1)</script>", "texts.csv:3")}
+    listed = [Listed(replace(label, why="<b>{why}</b>"), "spot check") for label in LABELS[:3]]
+    page = contact_sheet(listed, shown, title="fruit & co", max_pixels=10**6)
+    assert "<title>fruit &amp; co</title>" in page and "3 to look at." in page and page.count("<article>") == 3
+    assert "&lt;b&gt;{why}&lt;/b&gt;" in page and "&lt;script&gt;" in page and "&lt;img src=x&gt;" in page
+    assert "<script" not in page and "<img src=x" not in page and "gone.png" in page and "apple | pear" in page
+    (picture,) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
+        assert image.size == (128, 64)
+    many = contact_sheet([Listed(replace(LABELS[2]), "kept")] * 501, shown, title="", max_pixels=1)
+    assert many.count("<article>") == 500 and "The first 500 of 501." in many
 
 
 # The round trip
@@ -126,14 +219,16 @@ def test_edits_become_that_persons_annotations(review: ReviewFile, store: Store)
         ("human:ada", "fruit", "fruit@3", 0.0)}
 
 
-def test_edits_decide_labels_and_survive_in_the_next_file(review: ReviewFile, store: Store) -> None:
+def test_edits_decide_labels_and_survive_in_the_next_file(
+    review: ReviewFile, store: Store, make_job: Callable[..., Job]
+) -> None:
     review.export(LABELS, ITEMS, store)
     edit(review.path, b="pear")
     review.import_edits(store)
     teacher = [Annotation(item=B, annotator="teacher", prompt_hash="p", task="fruit", pass_index=n, label=label)
                for n, label in enumerate(("apple", "pear"))]
-    (label,) = conclude([ITEMS[B]], [*teacher, *review.annotations(store)], task=TASK, passes=2,
-                        spec=QualitySpec(min_confidence=0.0, heuristics="flag", reviewer="ada"))
+    (label,) = conclude([ITEMS[B]], [*teacher, *review.annotations(store)], task=TASK,
+                        panel=Panel(("teacher",), passes=2), spec=make_job("quality.reviewer=ada").quality, truths={})
     assert (label.label, label.accepted, label.source) == ("pear", True, "human:ada")
     review.export([LABELS[0], label, *LABELS[2:]], ITEMS, store)
     assert finals(review.path) == {"b": "pear", "c": "", "d": ""}
@@ -223,11 +318,106 @@ def test_spreadsheets_save_as_they_like(
     assert said(store) == [("b", "pear")]
 
 
-def test_empty_rows_at_the_end_are_no_rows(review: ReviewFile, store: Store) -> None:
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le-sig", "cp1252"])
+def test_other_encodings_of_spreadsheets(review: ReviewFile, store: Store, encoding: str) -> None:
+    """Excel's "Unicode text" is UTF-16 with tabs; its plain CSV is in Western letters."""
+    review.export([replace(LABELS[1], why="grün; “rot”"), LABELS[3]], ITEMS, store)
+    rows = [row | {"remark": "schön €"} for row in rows_of(review.path)]
+    rows[0]["label_final"] = "pear"
+    tabs = encoding != "cp1252"
+    save(review.path, rows, delimiter="\t" if tabs else ",", encoding=encoding.removesuffix("-sig"))
+    if encoding.endswith("-sig"):
+        review.path.write_bytes(b"\xff\xfe" + review.path.read_bytes())
+    assert review.import_edits(store) == 1
+    assert said(store) == [("b", "pear")]
+    review.export(LABELS[1:2], ITEMS, store)
+    assert [row["remark"] for row in rows_of(review.path)] == ["schön €"]
+
+
+def test_empty_rows_and_columns_are_nothing(review: ReviewFile, store: Store) -> None:
     review.export(LABELS, ITEMS, store)
     edit(review.path, b="pear")
-    review.path.write_bytes(review.path.read_bytes() + b",,,,,,,,,\r\n\r\n" + b",,\r\n")
+    lines = review.path.read_bytes().splitlines(keepends=True)
+    wider = [line.replace(b"\r\n", b",,\r\n") for line in lines]
+    empty = b"," * 15 + b"\r\n"
+    review.path.write_bytes(b"sep=,\r\n" + empty + wider[0] + empty + b"".join(wider[1:]) + empty + b"\r\n" + b",,\r\n")
     assert review.import_edits(store) == 1
+    assert said(store) == [("b", "pear")]
+
+
+@pytest.mark.parametrize(("written", "meant"), [
+    ("0", "0"), ("0.0", "0"), ("0,0", "0"), ('="0"', "0"), ('"0"', "0"), ("'0", "0"), ("7", "007"), ("007.0", "007"),
+    ("TRUE", "true"), ("True ", "true"), ("-1", None), ("1.000", None), ("70", None), ("0.5", None),
+])
+def test_what_spreadsheets_make_of_figures(store: Store, tmp_path: Path, written: str, meant: str | None) -> None:
+    task = replace(TASK, name="figures", classes={"0": "", "1": "", "007": "", "true": "", "1000": ""}, aliases={})
+    review = ReviewFile(tmp_path / "review/figures/review_labels.csv", task, "ada")
+    labels = [replace(label, label="0") for label in LABELS]
+    review.export(labels, ITEMS, store)
+    rows = rows_of(review.path)
+    rows[0] |= {"label_final": written, "accepted": rows[0]["accepted"].upper()}
+    save(review.path, rows)
+    if meant:
+        assert review.import_edits(store) == 1
+        assert said(store, "figures") == [("b", meant)]
+    else:
+        with pytest.raises(ReviewError, match=r"row 2: label_final=.* is not a class"):
+            review.import_edits(store)
+
+
+def test_a_persons_own_columns_are_kept(review: ReviewFile, store: Store) -> None:
+    """With a heading or without; a row that carries such a remark stays listed."""
+    review.export(LABELS, ITEMS, store)
+    rows = rows_of(review.path)
+    for row in rows:
+        row |= {"Remark": "=half eaten" if row["item"] == C else "", "": "who?" if row["item"] == D else ""}
+    save(review.path, rows)
+    review.export([replace(LABELS[2], reason=""), *LABELS[3:]], ITEMS, store)
+    place = f"column {len(rows[0])}"
+    assert [(row["item"], row["remark"], row[place]) for row in rows_of(review.path)] == [
+        (D, "", "who?"), (C, "'=half eaten", "")]
+    assert review.import_edits(store) == 0
+
+
+# A copy that was edited elsewhere
+
+
+def test_a_copy_takes_the_files_place(review: ReviewFile, store: Store, tmp_path: Path) -> None:
+    review.export(LABELS, ITEMS, store)
+    copy = tmp_path / "from a colleague.csv"
+    copy.write_bytes(review.path.read_bytes())
+    edit(copy, b="pear")
+    assert review.import_edits(store, copy) == 1
+    assert finals(review.path) == {"b": "pear", "c": "", "d": ""}
+    assert [review.import_edits(store), review.import_edits(store, copy)] == [0, 0]
+    assert said(store) == [("b", "pear")]
+
+
+def test_edits_here_come_before_those_of_a_copy(review: ReviewFile, store: Store, tmp_path: Path) -> None:
+    review.export(LABELS, ITEMS, store)
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(review.path.read_bytes())
+    edit(copy, b="pear", d="plum")
+    edit(review.path, b="apple", c="plum")
+    assert review.import_edits(store, copy) == 3  # c is empty in the copy, and so withdrawn
+    assert said(store) == [("b", "apple"), ("b", "pear"), ("c", "plum"), ("c", None), ("d", "plum")]
+    assert finals(review.path) == {"b": "pear", "c": "", "d": "plum"}
+
+
+@pytest.mark.parametrize("spoil", ["class", "rows", "missing"])
+def test_a_copy_that_does_not_fit_changes_nothing(
+    review: ReviewFile, store: Store, tmp_path: Path, spoil: str
+) -> None:
+    review.export(LABELS, ITEMS, store)
+    before, copy = review.path.read_bytes(), tmp_path / "copy.csv"
+    if spoil != "missing":
+        copy.write_bytes(before)
+        edit(copy, b="pear", **({"c": "pearish"} if spoil == "class" else {}))
+        if spoil == "rows":
+            save(copy, rows_of(copy)[:1])
+    with pytest.raises(ReviewError, match=str(copy)):
+        review.import_edits(store, copy)
+    assert said(store) == [] and review.path.read_bytes() == before
 
 
 # What cannot be imported
@@ -250,21 +440,24 @@ def drop_column(name: str) -> Callable[[Rows], object]:
 BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown label": (change(lambda rows: rows[2].update(label_final="pearish")),
                       r"row 4: label_final='pearish' is not a class\. .*Classes: apple, pear, plum"),
-    "removed row": (change(lambda rows: rows.pop(1)), rf"1 row\(s\) were removed, {C} among them"),
+    "removed row": (change(lambda rows: rows.pop(1)), rf"1 row\(s\) were removed, {D} among them"),
     "removed rows": (change(lambda rows: rows.__delitem__(slice(1, 3))), rf"2 row\(s\) were removed, {C} among them"),
     "added row": (change(lambda rows: rows.append(rows[1] | {"item": A})), rf"1 row\(s\) were added, '{A}' among them"),
     "row without item": (change(lambda rows: rows.append(rows[1] | {"item": "", "label_final": "pear"})),
                          r"1 row\(s\) were added, '' among them"),
     "row twice": (change(lambda rows: rows.append(rows[1] | {"label_final": "plum"})),
-                  rf"row 5: the item {C} stands there twice"),
+                  rf"row 5: the item {D} stands there twice"),
     "no label_final": (change(drop_column("label_final")), "lacks the column `item` or `label_final`"),
     "no item": (change(drop_column("item")), "lacks the column `item` or `label_final`"),
     "emptied": (lambda path: path.write_text(""), "lacks the column `item` or `label_final`"),
     "mixed separators": (lambda path: path.write_text("item;a,label_final\nb;1,pear\n"), "lacks the column `item`"),
-    "not UTF-8": (lambda path: path.write_bytes(path.read_bytes().replace(b"green", b"gr\xfcn")),
-                  "cannot be read as UTF-8: .*Save it as CSV"),
+    "column twice": (lambda path: path.write_text("item,label_final,Label_Final\nb,,pear\n"),
+                     "has the column `label_final` twice"),
+    "wrong column": (change(lambda rows: rows[2].update(label="Plum")),
+                     "row 4: 'plum' was written into the column `label`.*Write it into label_final"),
     "endless cell": (lambda path: path.write_text("item,label_final\nb,\"" + "x" * 200_000), "cannot be read as CSV: "),
-    "binary": (lambda path: path.write_bytes(b"PK\x03\x04 a workbook \xff"), "cannot be read as UTF-8"),
+    "workbook": (lambda path: path.write_bytes(b"PK\x03\x04 a workbook \xff"), "is a workbook.*Save it as CSV"),
+    "binary": (lambda path: path.write_bytes(b"\x00\xff\x81" * 99), "lacks the column `item` or `label_final`"),
 }
 
 
@@ -363,6 +556,18 @@ def test_without_its_note_edits_are_told_by_the_store(
     assert said(store) == [("b", "pear"), ("b", None), ("c", "plum"), ("d", "apple")]
 
 
+def test_without_its_note_an_empty_cell_takes_back_nothing_that_was_said_elsewhere(
+    review: ReviewFile, store: Store
+) -> None:
+    review.export(LABELS, ITEMS, store)
+    store.add([Annotation(item=C, annotator="human:1", prompt_hash="fruit@3", task="fruit", label="plum",
+                          provider="label_studio")])
+    hidden_note(review).unlink()
+    edit(review.path, b="pear")
+    assert review.import_edits(store) == 1
+    assert said(store) == [("b", "pear"), ("c", "plum")]
+
+
 def test_a_crash_between_the_file_and_its_note_loses_and_blames_nobody(
     review: ReviewFile, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,10 +618,3 @@ def test_a_decision_for_a_class_that_is_none_any_more_is_open_again(review: Revi
     assert finals(fewer.path) == {"b": "", "c": "pear", "d": ""}
     edit(fewer.path, d="apple")
     assert fewer.import_edits(store) == 1
-
-
-def test_the_labels_order_is_the_files(review: ReviewFile, store: Store) -> None:
-    orders: Sequence[Sequence[Label]] = (LABELS, LABELS[::-1])
-    for labels in orders:
-        review.export(labels, ITEMS, store)
-        assert [row["item"] for row in rows_of(review.path)] == [label.item for label in labels if label.item != A]

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from src.errors import StoreError
-from src.store import SCHEMA_VERSION, Store
+from src.store import SCHEMA_VERSION, Claim, Key, Standing, Store
 from src.task import Annotation, Failure
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -335,3 +335,136 @@ def test_values_that_no_database_takes(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="could not be written"):
         store.add([make(why="\ud83d")])
     assert store.add([make(why="\x00")]) == [make(why="\x00")]
+
+
+# Claims
+
+
+def want(item: str = "a" * 64, *, owner: str = "me", known: int = 0, worst_usd: float = 0.01, **changes: Any) -> Claim:
+    key = Key(**{"annotator": make().annotator, "prompt_hash": "p", "item": item, "pass_index": 0} | changes)
+    return Claim(key, owner, worst_usd, "fruit", 3, "job-1", known)
+
+
+def test_a_question_is_claimed_once_until_it_is_given_up(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.db")
+    mine, other = want(), want(owner="you")
+    assert [s.owner for s in store.settle([], wanted=[mine, want("b" * 64, owner="you"), other])] == ["me", "you", "me"]
+    others = [want(owner="you", **change) for change in ({"pass_index": 1}, {"prompt_hash": "q"}, {"annotator": "x"})]
+    assert [s.owner for s in store.settle([], wanted=others)] == ["you"] * 3
+    # Stored and given up in one transaction, after which there is nothing left to ask.
+    store.settle([make()], release=[mine.key])
+    (standing,) = store.settle([], wanted=[other])
+    assert standing.owner is None and [a.label for a in standing.news] == ["pear"]
+    assert store.settle([], wanted=[want(owner="you", known=1)]) == [Standing("you")]
+
+
+def test_a_claim_sees_only_what_its_asker_has_not(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.db")
+    store.add([make(label=None, failure=Failure.REFUSAL), make(label="apple")])
+    for known, seen in ((0, [None, "apple"]), (1, ["apple"])):
+        (standing,) = store.settle([], wanted=[want(known=known)])
+        assert standing.owner is None and [a.label for a in standing.news] == seen
+    assert store.settle([], wanted=[want(known=2)]) == [Standing("me")]
+
+
+def test_the_dead_are_booked_at_their_worst_and_the_living_left_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.db")
+    for owner in ("dead", "alive"):
+        store.beat(owner)
+    store.settle([make()], wanted=[want("b" * 64, owner="dead", worst_usd=0.5), want("c" * 64, owner="alive"),
+                                   want("d" * 64, owner="never beat", worst_usd=0.25)])
+    asked: dict[str, datetime] = {}
+
+    def is_dead(owner: str, beat_at: datetime) -> bool:
+        asked[owner] = beat_at
+        return owner != "alive"
+
+    booked = store.bury(is_dead)
+    assert {(a.item[0], a.failure, a.cost_usd, a.task_version, a.job) for a in booked} == {
+        ("b", Failure.LOST, 0.5, 3, "job-1"), ("d", Failure.LOST, 0.25, 3, "job-1")}
+    assert asked["never beat"].year == 1970 and (datetime.now(UTC) - asked["alive"]).total_seconds() < 60
+    assert sorted(a.item[0] for a in store.read()) == ["a", "b", "d"] and store.bury(is_dead) == []
+    assert store.spent("job-1") == 0.75
+    # Free again, for whoever has seen what was booked; the living one still holds its own.
+    assert [s.owner for s in store.settle([], wanted=[want("b" * 64, known=1), want("c" * 64)])] == ["me", "alive"]
+
+
+def claim_everything(path: Path, owner: str, opened: Any, found: Any) -> None:
+    store = Store(path)
+    opened.wait()
+    taken = []
+    for start in range(0, 300, 7):
+        wanted = [want(f"{n:064d}", owner=owner) for n in range(start, min(300, start + 7))]
+        taken += [c.key.item for c, s in zip(wanted, store.settle([], wanted=wanted), strict=True) if s.owner == owner]
+    found.put(taken)
+
+
+def test_processes_that_claim_at_once_share_and_never_overlap(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    Store(tmp_path / "a.db").close()
+    opened, found = context.Barrier(3), context.Queue()
+    workers = [context.Process(target=claim_everything, args=(tmp_path / "a.db", f"w{n}", opened, found))
+               for n in range(3)]
+    for worker in workers:
+        worker.start()
+    taken = [found.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join(60)
+    assert sorted(item for part in taken for item in part) == [f"{n:064d}" for n in range(300)]
+
+
+def test_answers_are_told_without_their_words(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.db")
+    store.add([make(cost_usd=0.5), make(label=None, failure=Failure.EMPTY)])
+    store.add([make(annotator="other"), make(prompt_hash="q")])
+    assert sorted(store.answered(make().annotator, "p")) == [
+        ("a" * 64, 0, 0, "pear", None, 0.5), ("a" * 64, 0, 1, None, "empty", 0.0)]
+
+
+# Older versions
+
+VERSION_1 = """
+CREATE TABLE annotations (item VARCHAR(64) NOT NULL, annotator VARCHAR(300) NOT NULL, prompt_hash VARCHAR(64) NOT NULL,
+ pass_index INTEGER NOT NULL, attempt INTEGER NOT NULL, task VARCHAR(100) NOT NULL, label TEXT, failure VARCHAR(30),
+ confidence FLOAT, why TEXT NOT NULL, cost_usd FLOAT NOT NULL, tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL,
+ latency_s FLOAT NOT NULL, created_at DATETIME NOT NULL, model VARCHAR(300) NOT NULL, provider VARCHAR(300) NOT NULL,
+ shown_hash VARCHAR(64) NOT NULL, reply TEXT NOT NULL,
+ PRIMARY KEY (annotator, prompt_hash, item, pass_index, attempt));
+CREATE TABLE schema_version (version INTEGER NOT NULL);
+INSERT INTO schema_version VALUES (1);
+INSERT INTO annotations VALUES ('i', 'h/m', 'p', 1, 0, 'fruit', 'pear', NULL, 0.9, 'why', 0.25, 3, 4, 0.5,
+ '2026-03-01 12:00:00.000000', 'm', 'pr', 's', 'r');
+"""
+
+
+def version_1(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.executescript(VERSION_1)
+    connection.close()
+
+
+def test_a_store_of_version_1_is_brought_up_to_date_with_all_it_holds(tmp_path: Path,
+                                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    version_1(tmp_path / "a.db")
+    store = Store(tmp_path / "a.db")
+    assert "brought from schema version 1 to 2; every annotation is kept" in " ".join(capsys.readouterr().out.split())
+    old = Annotation("i", "h/m", "p", "fruit", 1, label="pear", confidence=0.9, why="why", cost_usd=0.25, tokens_in=3,
+                     tokens_out=4, latency_s=0.5, created_at=NOON, model="m", provider="pr", shown_hash="s", reply="r")
+    assert store.read() == [old] and (old.task_version, old.job) == (1, "")
+    assert store.settle([make(task_version=2, job="j")], wanted=[want("b" * 64)]) == [Standing("me")]
+    store.close()
+    again = Store(tmp_path / "a.db")
+    assert capsys.readouterr().out == "" and {(a.task_version, a.job) for a in again.read()} == {(1, ""), (2, "j")}
+
+
+def test_a_migration_that_fails_leaves_the_old_store_as_it_was(tmp_path: Path) -> None:
+    version_1(tmp_path / "a.db")
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute("CREATE TABLE claims (something TEXT)")
+    connection.close()
+    fault(tmp_path / "a.db")
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        assert connection.execute("SELECT version FROM schema_version").fetchall() == [(1,)]
+        assert "job" not in {row[1] for row in connection.execute("PRAGMA table_info(annotations)")}
+        assert connection.execute("SELECT item, label FROM annotations").fetchall() == [("i", "pear")]
+    connection.close()

@@ -4,14 +4,17 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning as L
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image, ImageOps
+from torch.utils.data import DataLoader
 
 from src.config import Job
 from src.data.images import square
@@ -19,14 +22,17 @@ from src.errors import ConfigError, DataError, DataUnavailable
 from src.student import device, network
 from src.student.augment import Augment, normalise
 from src.student.checkpoint import Trained, load
+from src.student.curves import Curves
+from src.student.distil import check
 from src.student.fit import fit
 from src.student.images import Batches, LabelledImages, Shuffled
-from src.student.module import ImageStudent
+from src.student.module import ImageStudent, agreement
 from src.student.network import build
-from src.student.spec import StudentSpec
+from src.student.spec import AugmentSpec, StudentSpec
 from src.task import Item, Label
 
 NAMES = ["dark", "light"]
+STILL = AugmentSpec(crop_scale=1, rotation_degrees=0, horizontal_flip=0, brightness=0, contrast=0, saturation=0, hue=0)
 
 
 @pytest.fixture
@@ -54,6 +60,10 @@ def labels(items: list[Item]) -> dict[str, Label]:
 def module_of(items: list[Item], spec: StudentSpec, **changes: object) -> LabelledImages:
     settings = {"input_size": 32, "batch_size": spec.batch_size, "sharpen": True, "max_pixels": 10_000, "seed": 0}
     return LabelledImages(items[:32], items[32:], labels(items), NAMES, **{**settings, **changes})  # type: ignore[arg-type]
+
+
+def untrained(spec: StudentSpec) -> Callable[[], torch.nn.Module]:
+    return partial(build, spec, len(NAMES), download=False, need_weights=False)
 
 
 def test_batches_hold_what_was_labelled(items: list[Item], spec: StudentSpec) -> None:
@@ -84,6 +94,74 @@ def test_only_accepted_labels_are_learned(items: list[Item], spec: StudentSpec) 
     data = LabelledImages(items[:32], items[32:], some, NAMES, input_size=32, batch_size=8, sharpen=True,
                           max_pixels=10_000, seed=0)
     assert len(data.train_items) == 31 and items[0] not in data.train_items
+
+
+class TestSoftLabels:
+    """A label that says a probability for every class is learned as it is; the others as all on one class."""
+
+    def test_the_target_is_what_the_label_says(self, items: list[Item], spec: StudentSpec) -> None:
+        some = labels(items)
+        keys = [item.key for item in items]
+        some[keys[32]] = Label(keys[32], "dark", True, "m", distribution=(0.6, 0.4))
+        some[keys[33]] = Label(keys[33], None, True, "m", "passes disagree", distribution=(0.5, 0.5))
+        some[keys[34]] = Label(keys[34], "dark", False, "m", "confidence below 0.9", distribution=(0.9, 0.1))
+        some[keys[35]] = Label(keys[35], "light", True, "human:me", "reviewed", 1.0, ("dark", "light"))
+        some[keys[36]] = Label(keys[36], None, True, "m")  # says nothing that could be learned
+        data = LabelledImages(items[:32], items[32:], some, NAMES, input_size=32, batch_size=8, sharpen=True,
+                              max_pixels=10_000, seed=0)
+        data.setup("fit")
+        _, targets = next(iter(data.val_dataloader()))
+        assert [item.key for item in data.validation_items] == [*keys[32:34], keys[35], *keys[37:]]
+        assert torch.equal(targets, torch.tensor([[0.6, 0.4], [0.5, 0.5], [0, 1], [0, 1], [1, 0], [0, 1]]))
+        some[keys[0]] = Label(keys[0], "dark", True, "m", distribution=(0.2, 0.3, 0.5))
+        with pytest.raises(ValueError, match="3"):  # of a task with other classes
+            LabelledImages(items[:32], items[32:], some, NAMES, input_size=32, batch_size=8, sharpen=True,
+                           max_pixels=10_000, seed=0).setup("fit")
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.2])
+    def test_the_loss_is_cross_entropy_to_smoothed_probabilities(self, smoothing: float, spec: StudentSpec) -> None:
+        spec.label_smoothing, spec.augment = smoothing, STILL
+        chance = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=chance)
+        targets = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.4, 0.0], [0.2, 0.3, 0.5]] * 2)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+        with torch.no_grad():
+            logarithms = network(images.float() / 255 * 2 - 1).log_softmax(1)
+        smoothed = [[(1 - smoothing) * p + smoothing / 3 for p in row] for row in targets.tolist()]
+        expected = -sum(p * float(logarithms[i, j]) for i, row in enumerate(smoothed) for j, p in enumerate(row)) / 6
+        module = ImageStudent(network, spec, mean=(0.5,) * 3, std=(0.5,) * 3, memory_format=torch.contiguous_format,
+                              seed=0)
+        trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                            enable_progress_bar=False, enable_model_summary=False)
+        sampler = Shuffled(6, 6, seed=0)
+        trainer.fit(module, DataLoader(Batches(images, targets), batch_size=None, sampler=sampler))
+        assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(expected, abs=1e-4)
+
+    def test_agreement_is_with_the_most_probable_class(self) -> None:
+        answers = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        targets = torch.tensor([[0.4, 0.3, 0.3], [0.6, 0.0, 0.4], [0.5, 0.5, 0.0], [0.1, 0.45, 0.45], [0, 0, 1.0]])
+        each = [float(agreement(answers[n : n + 1], targets[n : n + 1])) for n in range(5)]
+        assert each == [1, 0, 0.5, 0, 1]  # of two that share the first place, each is half right
+        assert float(agreement(answers, targets)) == pytest.approx(0.5)
+
+    def test_a_student_learns_the_probabilities(self, items: list[Item], spec: StudentSpec,
+                                                make_job: Callable[..., Job], tmp_path: Path) -> None:
+        says = {"dark": (0.7, 0.3), "light": (0.2, 0.8)}
+        soft = {key: replace(label, distribution=says[label.label or ""]) for key, label in labels(items).items()}
+        spec.learning_rate, spec.label_smoothing, spec.weight_decay, spec.augment = 0.05, 0.0, 0.0, STILL
+        trainer = make_job("trainer.max_epochs=25", "trainer.patience=0", "trainer.accelerator=cpu").trainer
+        data = LabelledImages(items[:32], items[32:], soft, NAMES, input_size=32, batch_size=4, sharpen=False,
+                              max_pixels=10_000, seed=0)
+        curves: list[dict[str, float]] = []
+        fit(data, lambda: torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+                                              torch.nn.Linear(3, 2)),
+            spec, trainer, seed=0, logger=Curves(lambda values, step=None: curves.append(dict(values))),
+            checkpoints=tmp_path / "ckpt")
+        last = [values for values in curves if "val/loss" in values][-1]
+        # Cross-entropy is least, and then the entropy of the targets, where the answers are the targets themselves.
+        entropy = -np.mean([p * math.log(p) for target in says.values() for p in target]) * 2
+        assert last["val/teacher_agreement"] == 1
+        assert entropy - 1e-6 <= last["val/loss"] == pytest.approx(entropy, abs=0.01)
 
 
 def test_too_few_labels_are_named(items: list[Item], spec: StudentSpec) -> None:
@@ -143,6 +221,14 @@ class TestAugment:
     def test_the_memory_format_stays(self) -> None:
         views = Augment()(self.images.contiguous(memory_format=torch.channels_last), torch.Generator().manual_seed(0))
         assert views.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_texts_are_refused_before_they_are_paid_for(spec: StudentSpec, make_job: Callable[..., Job]) -> None:
+    trainer = make_job("trainer.accelerator=cpu").trainer
+    check(spec, trainer, "images")
+    with pytest.raises(ConfigError, match=r"data\.kind='texts' is not allowed: images, since there is no student for "
+                                          r"texts yet; they can be labelled \(python -m src\.label\), checked and rev"):
+        check(spec, trainer, "texts")
 
 
 class TestDevice:
@@ -243,8 +329,7 @@ def test_training_that_diverges_is_named(items: list[Item], spec: StudentSpec, m
     spec.learning_rate = 1e30
     trainer = make_job("trainer.max_epochs=2", "trainer.accelerator=cpu").trainer
     with pytest.raises(ConfigError, match=r"student\.learning_rate=1e\+30 is not allowed: a lower one: it diverged"):
-        fit(module_of(items, spec), NAMES, spec, trainer, seed=0, logger=None, checkpoints=tmp_path, download=False,
-            need_weights=False)
+        fit(module_of(items, spec), untrained(spec), spec, trainer, seed=0, logger=None, checkpoints=tmp_path)
 
 
 def test_biases_and_norms_do_not_decay(spec: StudentSpec) -> None:
@@ -274,11 +359,8 @@ def trained(items: list[Item], spec: StudentSpec, make_job: Callable[..., Job], 
     spec.learning_rate = 2e-3
     trainer = make_job("trainer.max_epochs=20", "trainer.patience=0", "trainer.accelerator=cpu").trainer
     curves: list[dict[str, float]] = []
-    from src.student.curves import Curves
-
-    fitted = fit(module_of(items, spec), NAMES, spec, trainer, seed=0,
-                 logger=Curves(lambda values, step=None: curves.append(dict(values))), checkpoints=tmp_path / "ckpt",
-                 download=False, need_weights=False)
+    fitted = fit(module_of(items, spec), untrained(spec), spec, trainer, seed=0,
+                 logger=Curves(lambda values, step=None: curves.append(dict(values))), checkpoints=tmp_path / "ckpt")
     assert sum("val/teacher_agreement" in values for values in curves) == 20
     best = max(values["val/teacher_agreement"] for values in curves if "val/teacher_agreement" in values)
     assert fitted.val_agreement == pytest.approx(best)  # what comes back is the best epoch by validation
@@ -333,8 +415,8 @@ def test_the_same_seed_trains_the_same(items: list[Item], spec: StudentSpec, mak
     trainer = make_job("trainer.max_epochs=1", "trainer.accelerator=cpu").trainer
 
     def loss(seed: int, where: str) -> float:
-        return fit(module_of(items, spec, seed=seed), NAMES, spec, trainer, seed=seed, logger=None,
-                   checkpoints=tmp_path / where, download=False, need_weights=False).val_loss
+        return fit(module_of(items, spec, seed=seed), untrained(spec), spec, trainer, seed=seed, logger=None,
+                   checkpoints=tmp_path / where).val_loss
 
     first = loss(1, "a")
     assert math.isclose(first, loss(1, "b"), rel_tol=1e-7) and not math.isclose(first, loss(2, "c"), rel_tol=1e-6)

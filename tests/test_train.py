@@ -43,7 +43,7 @@ def test_one_finished_run_with_the_agreed_names(first: Run, home: Path) -> None:
     assert len(runs(home)) == 1 and first.info.status == "FINISHED"
     assert first.data.metrics.keys() >= METRICS
     assert first.data.tags["rehearsal"] == "REHEARSAL (stand-in teacher)"
-    assert first.data.metrics["label/requests"] == 2 * (20 + 100)
+    assert first.data.metrics["label/requests"] == 2 * (20 + 100) + 1  # preflight asks about a blank picture
     assert first.data.metrics["label/gold_accuracy"] == 1.0  # the error model is `none`
     params = first.data.params
     assert params["labeler.max_items"] == "100" and params["student.name"] == "mobilenetv3_small_100"
@@ -57,7 +57,8 @@ def test_the_files_are_there_and_hold_what_they_say(first: Run, home: Path) -> N
     assert pictures >= {"confusion_test", "confusion_gold", "per_class_test", "mistakes_test", "coverage_test",
                         "labels"}
     tables = {Path(file.path).stem for file in client.list_artifacts(first.info.run_id, "tables")}
-    assert tables == {"per_class_test", "per_class_gold", "confusion_test", "confusion_gold"}
+    assert tables == {"per_class_test", "per_class_gold", "confusion_test", "confusion_gold", "annotators",
+                      "confusion_teacher_gold"}
     folder = Path(client.download_artifacts(first.info.run_id, ""))
     labels = pd.read_csv(folder / "labels_llm.csv")
     assert len(labels) == 100 and labels.accepted.all()
@@ -77,7 +78,8 @@ def test_gold_and_test_are_never_labelled_for_training(first: Run, home: Path) -
     keys = {hashlib.sha256(path.read_bytes()).hexdigest() for path in prepared.rglob("*.png")}
     assert labelled <= keys
     asked = {a.item for a in Store(home / "annotations.db").read()}
-    assert len(asked - labelled) == 20  # gold's choose part; nobody was asked about certify or test
+    # Gold's choose part and preflight's blank picture; nobody was asked about certify or test.
+    assert len(asked - labelled) == 20 + 1 and len((asked - labelled) & keys) == 20
 
 
 def test_the_model_loads_from_mlflow_and_answers_like_the_checkpoint(first: Run, home: Path) -> None:
@@ -224,8 +226,8 @@ def test_a_multirun_is_one_parent_and_pays_once(tmp_path: Path, monkeypatch: pyt
     children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     # 2 is no confidence: that job fails before it opens a run, and the other two still run.
     assert status == 1 and [child.info.status for child in children] == ["FINISHED", "FINISHED"]
-    assert sorted(child.data.metrics["label/requests"] for child in children) == [0, 240]
-    assert parent.data.metrics["label/requests"] == 240 and parent.info.status == "FAILED"
+    assert sorted(child.data.metrics["label/requests"] for child in children) == [0, 241]
+    assert parent.data.metrics["label/requests"] == 241 and parent.info.status == "FAILED"
     assert "quality.min_confidence=2.0 is not allowed" in parent.data.tags["flywheel.failed.1"]
 
 

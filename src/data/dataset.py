@@ -1,4 +1,4 @@
-"""From `conf/data/` to items in their splits: bring the images, read them, part them, and say what was done.
+"""From `conf/data/` to items in their splits: bring images or texts, read them, part them, and say what was done.
 
 Knows nothing about teachers or students.
 """
@@ -6,6 +6,7 @@ Knows nothing about teachers or students.
 import hashlib
 import json
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,41 @@ from filelock import FileLock
 from hydra.utils import instantiate
 
 from src.console import say, warn
-from src.data.folder import counts, describe_broken, scan
+from src.data.folder import Scan, counts, describe_broken, scan
 from src.data.spec import DataSpec
 from src.data.splits import Splits, split
+from src.data.texts import read_texts
 from src.errors import DataError, DataUnavailable
 from src.task import Item, TaskSpec
+
+LARGE = 0.05  # share of the items from which on a cluster of near-duplicates is told, where it has more than a few
+FEW = 20
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """How many items look the same as another one, in how many clusters, and in the largest of these."""
+
+    items: int
+    clusters: int
+    largest: int
+
+    def __str__(self) -> str:
+        return f"{self.items} near-duplicates in {self.clusters} cluster(s), the largest of {self.largest}"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Items in their splits. `drawn` says that they are stand-in images; `hash` names their content and split."""
+    """Items in their splits. `kind` says what they are, images or texts; `drawn` that they are stand-in images; `hash`
+    names their content and split. `duplicates` were merged; near-duplicates are items of their own, in one part."""
 
     name: str
+    kind: str
     root: Path
     splits: Splits
     broken: dict[str, str]
     duplicates: int
+    near_duplicates: NearDuplicates
     drawn: bool
     hash: str
 
@@ -46,20 +66,46 @@ def open_dataset(task: TaskSpec, spec: DataSpec, *, home: Path, download: bool, 
             raise
         warn(f"{error} REHEARSAL goes on with drawn images of the same classes.")
         root, drawn = _bring(task, spec, spec.stand_in, home, download), True
-    found = scan(root, task, max_pixels=spec.max_pixels, truth_csv=_path(spec.truth_csv), gold_csv=_path(spec.gold_csv))
+    found = _read(root, task, spec)
     if found.broken:
-        warn(describe_broken(found.broken))
+        warn(describe_broken(found.broken, "image" if spec.kind == "images" else "row"))
     if unknown := sum(item.truth is None for item in found.test):
         warn(f"{unknown} of {len(found.test)} images in {root / 'test'} have no known truth and are left out.")
-    _check_truth(task, root, found.train, gold_only=bool(spec.gold_csv))
+    _check_truth(task, spec, root, found.train)
+    alike = _near_duplicates([*found.train, *found.test], spec.kind)
     parts = split(found.train, found.test, gold=found.gold, gold_size=spec.gold_size, test_size=spec.test_size,
                   validation_share=spec.validation_share, seed=spec.split_seed, classes=len(task.names))
     sizes = ", ".join(f"{name} {size}" for name, size in parts.sizes().items())
-    say(f"Data: {root} ({sizes}" + (f"; {found.duplicates} duplicate files merged" if found.duplicates else "")
-        + (f"; {parts.moved} items moved to keep groups and look-alikes together" if parts.moved else "") + ")")
+    files = "files" if spec.kind == "images" else "texts"
+    say(f"Data: {root} ({sizes}" + (f"; {found.duplicates} duplicate {files} merged" if found.duplicates else "")
+        + (f"; {alike}" if alike.items else "")
+        + (f"; {parts.moved} items moved out to keep groups and near-duplicates together" if parts.moved else "") + ")")
     content = {name: [item.key for item in getattr(parts, name)] for name in parts.sizes()}
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return Dataset(spec.name, root, parts, found.broken, found.duplicates, drawn, digest)
+    return Dataset(spec.name, spec.kind, root, parts, found.broken, found.duplicates, alike, drawn, digest)
+
+
+def _read(root: Path, task: TaskSpec, spec: DataSpec) -> Scan:
+    gold_csv = _path(spec.gold_csv)
+    if spec.kind == "texts":
+        assert spec.text_column  # the spec has seen to that
+        return read_texts(root, task, text_column=spec.text_column, truth_column=spec.truth_column,
+                          group_column=spec.group_column, gold_csv=gold_csv)
+    return scan(root, task, max_pixels=spec.max_pixels, near_bits=spec.near_duplicates,
+                truth_csv=_path(spec.truth_csv), gold_csv=gold_csv)
+
+
+def _near_duplicates(items: list[Item], kind: str) -> NearDuplicates:
+    """Count them, and warn of a cluster so large that its items may only look alike."""
+    sizes = {twin: size for twin, size in Counter(item.twin for item in items).items() if twin and size > 1}
+    largest = max(sizes, key=sizes.__getitem__, default=None)
+    found = NearDuplicates(sum(sizes.values()), len(sizes), sizes[largest] if largest else 0)
+    if found.largest > max(FEW, LARGE * len(items)):
+        named = ", ".join([item.name for item in items if item.twin == largest][:3])
+        warn(f"{found.largest} of {len(items)} items count as near-duplicates of each other and stay in one part: "
+             f"{named} …" + (" Where these are different pictures, lower data.near_duplicates, or give "
+                             "data.near_duplicates=null." if kind == "images" else ""))
+    return found
 
 
 def _bring(task: TaskSpec, spec: DataSpec, source: dict[str, Any], home: Path, download: bool) -> Path:
@@ -80,18 +126,21 @@ def _bring(task: TaskSpec, spec: DataSpec, source: dict[str, Any], home: Path, d
         return brought
 
 
-def _check_truth(task: TaskSpec, root: Path, items: list[Item], *, gold_only: bool) -> None:
+def _check_truth(task: TaskSpec, spec: DataSpec, root: Path, items: list[Item]) -> None:
     known = counts(items)
+    texts = spec.kind == "texts"
     if not (known.keys() - {None}):
+        columns, other = ("text,label", "name their column with data.truth_column") if texts else (
+            "file,label", "use class folders")
         raise DataError(
             f"No item in {root} has a known truth, so nothing can be judged. Check 100 to 300 items by hand and name "
-            "them in data.gold_csv=FILE (columns file,label), or use class folders."
+            f"them in data.gold_csv=FILE (columns {columns}), or {other}."
         )
     missing = [name for name in task.names if not known[name]]
-    if missing and not gold_only:
+    if missing and not spec.gold_csv:
         raise DataError(
-            f"No image of class {', '.join(missing)} to learn from in {root}: add some, or take the class out of "
-            f"conf/task/{task.name}.yaml."
+            f"No {'text' if texts else 'image'} of class {', '.join(missing)} to learn from in {root}: add some, or "
+            f"take the class out of conf/task/{task.name}.yaml."
         )
     if missing:
         warn(f"No gold item of class {', '.join(missing)}: how good its labels are cannot be known.")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from src.console import progress
 from src.data.images import SUFFIXES, Unreadable, decode, pixel_hash
+from src.data.near import Look, look, near_duplicates
 from src.errors import DataError
 from src.task import Item, TaskSpec
 
@@ -23,8 +24,8 @@ NAMED = 5  # how many examples a message names
 
 @dataclass(frozen=True)
 class Scan:
-    """What a folder holds. `test` is empty where it has no test part; `gold` are the keys of the gold CSV's items;
-    `broken` maps a file's name to what is wrong with it; `duplicates` counts files dropped as byte-identical."""
+    """What a source holds. `test` is empty where it has no test part; `gold` are the keys of the gold CSV's items;
+    `broken` maps a name to what is wrong there; `duplicates` counts what was dropped as identical to the byte."""
 
     train: list[Item]
     test: list[Item]
@@ -42,12 +43,13 @@ def in_place(into: Path, *, root: Path | None, classes: Sequence[str], download:
     return root
 
 
-def scan(root: Path, task: TaskSpec, *, max_pixels: int, truth_csv: Path | None = None,
+def scan(root: Path, task: TaskSpec, *, max_pixels: int, near_bits: int | None, truth_csv: Path | None = None,
          gold_csv: Path | None = None) -> Scan:
     """Read every image below `root` once; set the broken ones aside, and merge files with the same bytes.
 
-    A byte-identical copy of a test image in the training part is dropped from training. Raises DataError where there
-    is nothing to read, a class folder is not a class of the task, or a CSV does not fit.
+    A byte-identical copy of a test image in the training part is dropped from training. Images with the same pixels,
+    and near-duplicates with hashes within `near_bits`, get one `twin`. Raises DataError where there is nothing to
+    read, a class folder is not a class of the task, or a CSV does not fit.
     """
     # os.path.isdir also answers where a folder may not be entered; Path.is_dir raises there before Python 3.14.
     parts = {part: root / part for part in ("train", "test") if os.path.isdir(root / part)}
@@ -62,6 +64,7 @@ def scan(root: Path, task: TaskSpec, *, max_pixels: int, truth_csv: Path | None 
     golden: set[str] = set()
     by_key: dict[str, tuple[str, Item]] = {}
     broken: dict[str, str] = {}
+    looks: dict[str, Look] = {}
     duplicates = 0
     with progress("reading images", sum(map(len, files.values()))) as update:
         for part in ("test", "train"):
@@ -74,6 +77,9 @@ def scan(root: Path, task: TaskSpec, *, max_pixels: int, truth_csv: Path | None 
                 except (OSError, Unreadable) as error:
                     broken[name] = str(error)
                     continue
+                pixels = pixel_hash(image)
+                if near_bits is not None and pixels not in looks and (seen := look(image)):
+                    looks[pixels] = seen
                 place = path.resolve()
                 # With a truth CSV folders are only folders; with a gold CSV that is true of what is to be labelled.
                 folders_only = bool(truths) or bool(gold and part == "train")
@@ -82,7 +88,7 @@ def scan(root: Path, task: TaskSpec, *, max_pixels: int, truth_csv: Path | None 
                     key=hashlib.sha256(payload).hexdigest(),
                     payload=path,
                     name=name,
-                    twin=pixel_hash(image),
+                    twin=pixels,
                     group=row.get("group") or None,
                     attributes={k: v for k, v in row.items() if k not in ("file", "label", "group")},
                     truth=row["label"] if row else _class_of(path, parts.get(part, root), task, folders_only),
@@ -98,7 +104,9 @@ def scan(root: Path, task: TaskSpec, *, max_pixels: int, truth_csv: Path | None 
         update(sum(map(len, files.values())))
     if not by_key:
         raise DataError(f"None of the {len(broken)} images in {root} can be read. {describe_broken(broken)}")
-    items = {part: [item for at, item in by_key.values() if at == part] for part in ("train", "test")}
+    twins = near_duplicates(looks, near_bits) if near_bits is not None else {}
+    items = {part: [replace(item, twin=twins[item.twin]) if item.twin in twins else item
+                    for at, item in by_key.values() if at == part] for part in ("train", "test")}
     found = frozenset(item.key for item in items["train"] if item.key in golden)
     return Scan(items["train"], items["test"], found, broken, duplicates)
 
@@ -155,9 +163,9 @@ def read_csv(path: Path, root: Path, task: TaskSpec, images: Collection[Path]) -
     return found
 
 
-def describe_broken(broken: dict[str, str]) -> str:
+def describe_broken(broken: dict[str, str], what: str = "image") -> str:
     named = "; ".join(f"{name} ({why})" for name, why in list(broken.items())[:NAMED])
-    return f"{len(broken)} broken image(s) set aside: {named}" + ("; …" if len(broken) > NAMED else "")
+    return f"{len(broken)} broken {what}(s) set aside: {named}" + ("; …" if len(broken) > NAMED else "")
 
 
 def counts(items: Sequence[Item]) -> Counter[str | None]:

@@ -6,12 +6,19 @@ reshuffle the others. Knows nothing about labels, teachers or images.
 """
 
 import hashlib
+import heapq
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
+from itertools import compress
+from operator import attrgetter
+from typing import TypeAlias
 
 from src.errors import DataError
 from src.task import Item
+
+Cluster: TypeAlias = tuple[Item, ...]  # items that must stay together, in order of key
+_key = attrgetter("key")
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Splits:
     @property
     def pool(self) -> list[Item]:
         """Training and validation in labelling order: the first n are a random sample for every n."""
-        return sorted(self.train + self.validation, key=lambda item: item.key)
+        return sorted(self.train + self.validation, key=_key)
 
     def sizes(self) -> dict[str, int]:
         return {f.name: len(getattr(self, f.name)) for f in fields(self) if f.name != "moved"}
@@ -49,15 +56,15 @@ def split(items: Sequence[Item], test: Sequence[Item], *, gold: frozenset[str], 
     """
     clusters = _clusters([*test, *items])
     held = {item.key for item in test}
-    free = [c for c in clusters if not any(i.key in held for i in c)]
-    chosen = [c for c in free if any(i.key in gold for i in c)]
-    free = [c for c in free if not any(i.key in gold for i in c)]
-    tested = [[i] for i in test if i.truth]
+    _, free = _part(clusters, held)
+    chosen, free = _part(free, gold)
+    tested: list[Cluster] = [(i,) for i in test if i.truth]
     if not test and any(i.truth for c in free for i in c):
         tested, free = _take(free, test_size, seed, "test")
     if not gold:
         chosen, free = _take(free, gold_size, seed, "gold")
-    golden = [kept for c in chosen if (kept := [i for i in c if i.truth and (not gold or i.key in gold)])]
+    judged = (tuple(i for i in c if i.truth and (not gold or i.key in gold)) for c in chosen)
+    golden = [cluster for cluster in judged if cluster]
     size = sum(map(len, golden))
     if size < classes:
         raise DataError(
@@ -77,54 +84,85 @@ def split(items: Sequence[Item], test: Sequence[Item], *, gold: frozenset[str], 
     if not validation or not train:  # a few large groups: the smallest one judges training
         train, validation = sorted(free, key=len)[1:], sorted(free, key=len)[:1]
     parts = {"choose": choose, "certify": certify, "train": train, "validation": validation,
-             "test": [[i for i in c if i.truth] for c in tested]}
-    found = {name: sorted((i for c in part for i in c), key=lambda item: item.key) for name, part in parts.items()}
-    placed = {item.key for part in found.values() for item in part}
-    return Splits(**found, moved=sum(item.key not in placed for item in items))
+             "test": [tuple(i for i in c if i.truth) for c in tested]}
+    found = {name: sorted((i for c in part for i in c), key=_key) for name, part in parts.items()}
+    placed = sum(map(len, found.values())) - (len(found["test"]) if test else 0)
+    return Splits(**found, moved=len(items) - placed)
 
 
-def _clusters(items: Sequence[Item]) -> list[list[Item]]:
-    """Items that must stay together: same group, or same looks; each cluster and the list of them in one order."""
-    parent: dict[Hashable, Hashable] = {}
+def _clusters(items: Sequence[Item]) -> list[Cluster]:
+    """Items that must stay together: same group, or same looks; each cluster and the list of them in order of key."""
+    ordered = sorted(items, key=_key)
+    above = list(range(len(ordered)))  # a forest: each item's place, or that of another one in its cluster
 
-    def root(node: Hashable) -> Hashable:
-        while parent.setdefault(node, node) != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
+    def root(place: int) -> int:
+        while above[place] != place:
+            above[place] = above[above[place]]
+            place = above[place]
+        return place
 
-    for item in items:
-        for kind, value in (("group", item.group), ("twin", item.twin)):
-            if value is not None:
-                parent[root((kind, value))] = root(("item", item.key))
-    found: dict[Hashable, list[Item]] = defaultdict(list)
-    for item in sorted(items, key=lambda item: item.key):
-        found[root(("item", item.key))].append(item)
-    return sorted(found.values(), key=lambda cluster: cluster[0].key)
+    tied = False
+    for name in ("group", "twin"):
+        values = list(map(attrgetter(name), ordered))
+        first: dict[str, int] = {}
+        for place, value in enumerate(values if values.count(None) < len(values) else []):
+            if value is not None and (other := first.setdefault(value, place)) != place:
+                above[root(place)] = root(other)
+                tied = True
+    if not tied:
+        return list(zip(ordered, strict=True))
+    found: dict[int, list[Item]] = defaultdict(list)
+    for place, item in enumerate(ordered):
+        found[root(place)].append(item)
+    return list(map(tuple, found.values()))  # in order as well: each began where its first item stands
 
 
-def _take(clusters: Sequence[list[Item]], size: int, seed: int, salt: str) -> tuple[list[list[Item]], list[list[Item]]]:
+def _part(clusters: list[Cluster], keys: Collection[str]) -> tuple[list[Cluster], list[Cluster]]:
+    """Clusters with an item that is named in `keys`, and those without."""
+    if not keys:
+        return [], clusters
+    named = [any(item.key in keys for item in cluster) for cluster in clusters]
+    return list(compress(clusters, named)), [c for c, has in zip(clusters, named, strict=True) if not has]
+
+
+def _take(clusters: list[Cluster], size: int, seed: int, salt: str) -> tuple[list[Cluster], list[Cluster]]:
     """Clusters with about `size` items, each class in proportion; and the clusters that are left.
 
     For gold and test, only clusters with known truth can be taken: they are the only ones that can be judged.
     """
     need_truth = salt in ("gold", "test", "choose")
-    strata: dict[str, list[list[Item]]] = defaultdict(list)
-    for cluster in clusters:
-        known = Counter(item.truth for item in cluster if item.truth).most_common(1)
-        if known or not need_truth:
-            strata[known[0][0] if known else ""].append(cluster)
-    sizes = {name: sum(map(len, stratum)) for name, stratum in strata.items()}
+    strata: dict[str, list[int]] = defaultdict(list)  # places in `clusters`
+    sizes: dict[str, int] = defaultdict(int)
+    for place, cluster in enumerate(clusters):
+        name = _class(cluster)
+        if name or not need_truth:
+            strata[name].append(place)
+            sizes[name] += len(cluster)
     quotas = _quotas(sizes, min(size, sum(sizes.values())))
-    taken: set[str] = set()
+    rank = _ranks(seed, salt)
+    left = bytearray(b"\1") * len(clusters)
     owed = 0
     for name, stratum in sorted(strata.items()):
         owed += quotas[name]  # what whole clusters gave one class too much or too little, the next one settles
-        for cluster in sorted(stratum, key=lambda c: _rank(seed, salt, c[0].key)):
-            if len(cluster) <= 2 * owed:  # nearer with it than without
-                taken.add(cluster[0].key)
-                owed -= len(cluster)
-    return [c for c in clusters if c[0].key in taken], [c for c in clusters if c[0].key not in taken]
+        if owed <= 0:
+            continue
+        # By rank; a heap, since most of a large stratum is never looked at, and of bytes, which cost Python the least.
+        queue = [rank(clusters[place][0].key) + place.to_bytes(8, "big") for place in stratum]
+        heapq.heapify(queue)
+        while queue and owed > 0:
+            place = int.from_bytes(heapq.heappop(queue)[-8:], "big")
+            if len(clusters[place]) <= 2 * owed:  # nearer with it than without
+                left[place] = 0
+                owed -= len(clusters[place])
+    return [c for c, stays in zip(clusters, left, strict=True) if not stays], list(compress(clusters, left))
+
+
+def _class(cluster: Cluster) -> str:
+    """The most frequent known class, or nothing."""
+    if len(cluster) == 1:
+        return cluster[0].truth or ""
+    known = Counter(item.truth for item in cluster if item.truth).most_common(1)
+    return known[0][0] if known else ""
 
 
 def _quotas(sizes: dict[str, int], total: int) -> dict[str, int]:
@@ -140,5 +178,13 @@ def _quotas(sizes: dict[str, int], total: int) -> dict[str, int]:
     return quota
 
 
-def _rank(seed: int, salt: str, key: str) -> str:
-    return hashlib.sha256(f"{seed}:{salt}:{key}".encode()).hexdigest()
+def _ranks(seed: int, salt: str) -> Callable[[str], bytes]:
+    """A key's place in an order that only `seed` and `salt` decide."""
+    begun = hashlib.sha256(f"{seed}:{salt}:".encode())
+
+    def rank(key: str) -> bytes:
+        whole = begun.copy()
+        whole.update(key.encode())
+        return whole.digest()
+
+    return rank

@@ -1,4 +1,4 @@
-"""Items → their annotations by one teacher: plan, ask (or rehearse, or only say what would be asked), and read back.
+"""Items → their annotations by a panel of teachers: plan, look, ask (or rehearse, or only say), and read back.
 
 The synchronous door to the labeler. Knows nothing about what the answers are good for; `check` does, and may stop the
 run after gold, before the larger part is paid for.
@@ -7,149 +7,393 @@ run after gold, before the larger part is paid for.
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
-from src.console import Update, progress, say, warn
+from src.console import progress, say, warn
 from src.data.images import Unreadable, load, shown
 from src.data.spec import Shown
-from src.errors import ConfigError, DataError
+from src.errors import ConfigError, DataError, TeacherError
+from src.labeling import preflight
 from src.labeling.budget import Budget
-from src.labeling.labeler import Labeler, Tally
-from src.labeling.plan import Plan, make_plan
+from src.labeling.client import Client
+from src.labeling.labeler import Labeler, Tally, book_the_dead
+from src.labeling.migrate import MIGRATED
+from src.labeling.plan import Plan, make_plan, prompt_tokens
 from src.labeling.prompt import Prompt, render
 from src.labeling.rehearsal import ErrorModel, Rehearsal
+from src.labeling.replay import Replay
 from src.labeling.spec import LabelerSpec
+from src.labeling.stop import Stop
 from src.labeling.teacher import Teacher
+from src.labeling.writer import Writer
 from src.store import Store
-from src.task import Annotation, Item, TaskSpec
+from src.task import SECOND_LOOK, Annotation, Item, Panel, TaskSpec
 
 MODES = ("auto", "always", "never")
+PREFLIGHT = 2 * SECOND_LOOK  # the pass of answers that are looked at and are no labels
+FEW = 2000  # items whose answers are looked up one by one; of more, all that is stored is read
 
 
 @dataclass
 class RehearsalSpec:
-    """When the stand-in takes the teacher's place, and how it errs."""
+    """When the stand-in takes the teacher's place, and how it errs. `error_rates`, by model name, tells a stronger
+    stand-in from a weaker one."""
 
     mode: str
     errors: ErrorModel
+    error_rates: dict[str, float]
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ConfigError("rehearsal", self.mode, f"one of {', '.join(MODES)}")
+        for model, rate in self.error_rates.items():
+            if not 0 <= rate <= 1:
+                raise ConfigError(f"rehearsal.error_rates.{model}", rate, "a share in [0, 1]")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Everything that one annotator has said so far about these items with this prompt.
+    """Everything that the panel has said so far about these items with this prompt.
 
-    `asked` is what this run did; `plan` is what it found to do, gold and pool together.
+    `asked` is what this run did, `by_annotator` the same for each; `answered` counts questions that needed no asking;
+    `preflight_usd` is what answers about blank items cost.
     """
 
-    annotator: str
+    panel: Panel
     prompt: Prompt
     annotations: list[Annotation]
-    plan: Plan
-    asked: Tally = field(default_factory=Tally)
+    answered: int
+    by_annotator: dict[str, Tally] = field(default_factory=dict)
+    preflight_usd: float = 0.0
+
+    @property
+    def annotator(self) -> str:
+        """The first of the panel."""
+        return self.panel.members[0]
+
+    @property
+    def asked(self) -> Tally:
+        return sum(self.by_annotator.values(), Tally())
 
     @property
     def cost_usd(self) -> float:
         """What these annotations cost in all runs together."""
-        return sum(a.cost_usd for a in self.annotations)
+        return sum(a.cost_usd for a in self.annotations) + self.preflight_usd
 
 
-def rehearses(mode: str, teacher: Teacher, *, drawn: bool) -> bool:
+def rehearses(mode: str, teachers: Sequence[Teacher], *, drawn: bool) -> bool:
     """Whether the stand-in teacher answers. Raises where `never` forbids what would be needed."""
+    asked = [teacher for teacher in teachers if not teacher.answers]
+    lacking = next((teacher for teacher in asked if teacher.lacks_key), None)
     if mode == "never":
-        if teacher.lacks_key:
-            raise ConfigError("rehearsal", mode, f"the teacher needs a key: export {teacher.key_env}=…, or drop "
+        if lacking:
+            raise ConfigError("rehearsal", mode, f"the teacher needs a key: export {lacking.key_env}=…, or drop "
                               "rehearsal=never to rehearse without one")
         if drawn:
             raise DataError("rehearsal=never with drawn images: choose real ones with data=…, or drop rehearsal=never.")
         return False
-    return mode == "always" or teacher.lacks_key or drawn
+    return bool(asked) and (mode == "always" or lacking is not None or drawn)
 
 
-def ask(gold: Sequence[Item], pool: Sequence[Item], *, task: TaskSpec, teacher: Teacher, how: Shown, spec: LabelerSpec,
-        store: Store, errors: ErrorModel | None, max_pixels: int, seed: int,
-        check: Callable[[list[Annotation]], None]) -> Answers:
-    """Bring every item to `spec.passes` answers, gold first. With `spec.dry_run`, ask nobody and only say.
+@dataclass(frozen=True)
+class _Seat:
+    """One teacher of the panel: under which name it answers, and how a stand-in in its place errs."""
 
-    `errors`, where given, is the error model of the stand-in that takes the teacher's place. Raises TeacherError,
-    StoreError, DataError (an item of unknown truth cannot be rehearsed), KeyboardInterrupt, or what `check` raises.
+    teacher: Teacher
+    annotator: str
+    errors: ErrorModel | None
+
+
+class Survey:
+    """Asks `teachers` about every item, and the `arbiter` where they disagree. With `labeler.dry_run` nobody is asked.
+
+    `how` is how images are shown, None for texts; `rehearsal`, where given, puts stand-ins in the teachers' places;
+    `job` names who pays, and may already have spent something. Raises TeacherError, StoreError, DataError (an item of
+    unknown truth cannot be rehearsed), KeyboardInterrupt, or what `check` raises.
     """
-    prompt = render(task, how)
-    items = [*gold, *pool]
-    annotator = teacher.annotator
-    if errors:
+
+    def __init__(self, *, task: TaskSpec, teachers: Sequence[Teacher], arbiter: Teacher | None, how: Shown | None,
+                 spec: LabelerSpec, store: Store, rehearsal: RehearsalSpec | None, max_pixels: int, seed: int, job: str,
+                 second_looks: int = 0) -> None:
+        self._task, self._how, self._spec, self._store = task, how, spec, store
+        self._max_pixels, self._seed, self._job = max_pixels, seed, job
+        self.prompt = render(task, how)
+        self._seats = [_seat(task, teacher, rehearsal, place) for place, teacher in enumerate(teachers)]
+        self._arbiter = _seat(task, arbiter, rehearsal, len(self._seats)) if arbiter else None
+        names = [seat.annotator for seat in self._everybody]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ConfigError("panel", twice, "each teacher once: two of them would give the very same answers; "
+                              "labeler.passes asks one several times")
+        self.panel = Panel(tuple(names[: len(self._seats)]), spec.passes,
+                           self._arbiter.annotator if self._arbiter else None, second_looks)
+        self._budget = Budget(spec.max_cost_usd, 0.0 if spec.dry_run else store.spent(job))
+        nothing = preflight.blank(how)
+        bare = nothing if isinstance(nothing, bytes) else nothing.encode()
+        self._blank = Item(hashlib.sha256(b"blank " + bare).hexdigest(), Path() if how else str(nothing), "(blank)")
+        self._tallies: dict[str, Tally] = {}
+        self._items: dict[str, Item] = {}
+        self._answered = 0
+
+    @property
+    def _everybody(self) -> list[_Seat]:
+        return [*self._seats, *([self._arbiter] if self._arbiter else [])]
+
+    @property
+    def answers(self) -> Answers:
+        """What was said about the items of `run` up to now."""
+        blank_usd = sum(a.cost_usd for seat in self._everybody for a in self._said(seat, [self._blank]))
+        return Answers(self.panel, self.prompt, self._stored(self._everybody), self._answered, dict(self._tallies),
+                       blank_usd)
+
+    def figures(self) -> dict[str, float]:
+        """What this run asked and paid, whatever became of it."""
+        asked = sum(self._tallies.values(), Tally())
+        return {"label/requests": asked.requests, "label/cost_usd_this_run": asked.cost_usd,
+                **{f"label/outcome/{name}": float(count) for name, count in asked.outcomes.items()}}
+
+    def run(self, gold: Sequence[Item], pool: Sequence[Item], check: Callable[[list[Annotation]], None]) -> Answers:
+        """Bring every item to as many answers as the panel has members and passes: gold first, then `check`."""
+        items = [*gold, *pool]
+        self._items = {item.key: item for item in items}
+        dry = self._spec.dry_run
+        if not dry:
+            self._refuse_unknown_truth(items)
+            book_the_dead(self._store)
+        plans = {seat.annotator: self._plan(seat, items) for seat in self._seats}
+        self._answered = sum(plan.answered for plan in plans.values())
+        for annotator, plan in plans.items():
+            say(f"Labels: {annotator}: {plan}")
+        if self._arbiter:
+            say(f"Labels: {self._arbiter.annotator}: asked only where these disagree")
+        if dry:
+            return self.answers
+        self._warn_of_prices(plans)
+        if self._spec.preflight and any(map(len, plans.values())):
+            self._preflight(gold)
+        piloted = [seat for seat in self._seats if len(plan := plans[seat.annotator]) > self._spec.pilot > 0
+                   and not plan.estimate]
+        for seat in piloted:
+            self._pilot(seat, items)
+        for what, part in (("labelling gold", gold), ("labelling", pool)):
+            # A plan over a million answers takes seconds: where nothing of the pool was asked since, the first holds.
+            known = {seat.annotator: plans[seat.annotator].part(pool) for seat in self._seats
+                     if part is pool and seat not in piloted}
+            self._ask(what, {seat.annotator: (seat, part, range(self._spec.passes)) for seat in self._seats},
+                      known=known)
+            if self._arbiter:
+                self._ask(f"{what}: the arbiter", {self._arbiter.annotator: (self._arbiter, self._split(part), [0])})
+            check(self._stored(self._seats, part))
+        return self.answers
+
+    def second_looks(self, items: Sequence[Item]) -> Answers:
+        """Ask once more about items that look mislabelled: the arbiter, or else the first teacher."""
+        seat = self._arbiter or self._seats[0]
+        passes = range(SECOND_LOOK, SECOND_LOOK + self.panel.second_looks)
+        self._ask("second looks", {seat.annotator: (seat, items, passes)})
+        return self.answers
+
+    def _plan(self, seat: _Seat, items: Sequence[Item], passes: Sequence[int] | None = None, *,
+              again: bool = False) -> Plan:
+        keys = [item.key for item in items] if len(items) <= FEW else None
+        return make_plan(items, self._store.answered(seat.annotator, self.prompt.hash, keys), task=self._task,
+                         teacher=seat.teacher, prompt=self.prompt, retry_failed=self._spec.retry_failed, again=again,
+                         passes=range(self._spec.passes) if passes is None else passes)
+
+    def _stored(self, seats: Sequence[_Seat], items: Sequence[Item] | None = None) -> list[Annotation]:
+        """What these said about all items, or about some, without the replies."""
+        keys = None if items is None or len(items) == len(self._items) else [item.key for item in items]
+        found = (self._store.read(annotator=seat.annotator, prompt_hash=self.prompt.hash, items=keys, replies=False)
+                 for seat in seats)
+        return [a for part in found for a in part if a.item in self._items]
+
+    def _said(self, seat: _Seat, items: Sequence[Item]) -> list[Annotation]:
+        return self._store.read(annotator=seat.annotator, prompt_hash=self.prompt.hash,
+                                items=[item.key for item in items])
+
+    def _split(self, items: Sequence[Item]) -> list[Item]:
+        """Items about which the members do not agree, or of which not all gave a label."""
+        labels: dict[str, set[str | None]] = {item.key: set() for item in items}
+        counts = dict.fromkeys(labels, 0)
+        for a in self._stored(self._seats, items):
+            label = self._task.map_label(a.label)
+            if a.item in labels and label and self.panel.counts(a.annotator, a.pass_index):
+                labels[a.item].add(label)
+                counts[a.item] += 1
+        expected = len(self._seats) * self._spec.passes
+        return [item for item in items if len(labels[item.key]) > 1 or counts[item.key] < expected]
+
+    def _refuse_unknown_truth(self, items: Sequence[Item]) -> None:
         unknown = [item.name for item in items if item.truth is None]
-        if unknown and not spec.dry_run:
+        stand_in = next((seat for seat in self._everybody if seat.errors), None)
+        if unknown and stand_in:
             raise DataError(
                 f"{len(unknown)} of {len(items)} items, {unknown[0]} among them, have no known truth and cannot be "
-                f"rehearsed: the stand-in teacher would not know what to answer. Set {teacher.key_env or 'a teacher'} "
-                "to have them labelled, or give truth with class folders or data.truth_csv."
+                "rehearsed: the stand-in teacher would not know what to answer. Set "
+                f"{stand_in.teacher.key_env or 'a teacher'} to have them labelled, or give their truth."
             )
-        model = hashlib.sha256(json.dumps([asdict(errors), task.confusion], sort_keys=True).encode()).hexdigest()[:8]
-        annotator = f"rehearsal:{annotator}#{model}"
 
-    def stored() -> list[Annotation]:
-        keys = {item.key for item in items}
-        return [a for a in store.read(annotator=annotator, prompt_hash=prompt.hash) if a.item in keys]
+    def _warn_of_prices(self, plans: dict[str, Plan]) -> None:
+        for seat in self._everybody:
+            plan = plans.get(seat.annotator)
+            if not seat.errors and (plan is None or len(plan)):
+                for text in seat.teacher.warnings:
+                    warn(text)
+            if plan and len(plan) and not seat.errors and seat.teacher.key_env and plan.worst_usd == 0:
+                warn(f"No price is known for {seat.teacher.model}, so labeler.max_cost_usd cannot hold unless its "
+                     "replies name their cost. Give teacher.price.input_usd and teacher.price.output_usd (US dollars "
+                     "per million tokens).")
 
-    def plan_for(part: Sequence[Item]) -> Plan:
-        return make_plan(part, stored(), task=task, teacher=teacher, prompt=prompt, passes=spec.passes,
-                         retry_failed=spec.retry_failed)
+    def _preflight(self, gold: Sequence[Item]) -> None:
+        """Raise TeacherError where a handful of answers show that the rest would be worth nothing."""
+        # What was carried over from another version's prompt says nothing about today's.
+        carried = {a.item for a in self._stored(self._everybody, gold) if a.job.startswith(MIGRATED)}
+        looked_at = preflight.chosen([item for item in gold if item.key not in carried], self._task)
+        nothing, empty = preflight.blank(self._how), self._blank
+        for seat in self._everybody:
+            if seat.teacher.answers:
+                continue
+            # A member's answers are its first pass; an arbiter's would count where nobody asked for it.
+            number = PREFLIGHT if seat is self._arbiter else 0
+            truths = {item.key: item.truth for item in looked_at if item.truth}
+            for again in (False, True):
+                before = self._requests(seat)
+                self._ask("preflight", {seat.annotator: (seat, [*looked_at, empty], [number])}, again=again,
+                          blank={empty.key: nothing})
+                said = {a.item: a for a in self._said(seat, [*looked_at, empty]) if a.pass_index == number}
+                why = preflight.objection([said[key] for key in truths if key in said], said.get(empty.key), truths,
+                                          self._task)
+                # Answers of an earlier run may be what was mended since: they are asked for, and replaced, once more.
+                if not why or self._requests(seat) > before:
+                    break
+            if why:
+                raise TeacherError(f"Preflight, {seat.teacher.model}: {why} What was answered is kept; "
+                                   "labeler.preflight=false goes on all the same.")
 
-    whole = plan_for(items)
-    say(f"Labels: {annotator}: {whole}")
-    if spec.dry_run:
-        return Answers(annotator, prompt, stored(), whole)
-    if whole.questions and not errors and teacher.key_env and whole.worst_usd == 0:
-        warn("No price is known for this teacher, so labeler.max_cost_usd cannot hold unless its replies name their "
-             "cost. Give teacher.price.input_usd and teacher.price.output_usd (US dollars per million tokens).")
-    budget = Budget(spec.max_cost_usd)
-    asked = Tally()
-    for what, part in (("labelling gold", gold), ("labelling", pool)):
-        plan = plan_for(part)
-        if plan.questions:
-            with progress(what, len(plan.questions)) as update:
-                tally = asyncio.run(_run(plan, update, task=task, teacher=teacher, annotator=annotator, prompt=prompt,
-                                         how=how, spec=spec, store=store, errors=errors, max_pixels=max_pixels,
-                                         budget=budget, seed=seed))
-            asked = asked + tally
-        check(stored())
-    return Answers(annotator, prompt, stored(), whole, asked)
+    def _requests(self, seat: _Seat) -> int:
+        return self._tallies[seat.annotator].requests if seat.annotator in self._tallies else 0
 
+    def _pilot(self, seat: _Seat, items: Sequence[Item]) -> None:
+        """Pay for a few questions, then say what the rest will cost."""
+        first = -(-self._spec.pilot // self._spec.passes)
+        todo = islice(self._plan(seat, items), self._spec.pilot)
+        few = list({question.item.key: question.item for question in todo}.values())[:first]
+        self._ask("pilot", {seat.annotator: (seat, few, range(self._spec.passes))})
+        plan = self._plan(seat, items)
+        estimate = plan.estimate
+        if not estimate or not estimate.value:
+            return
+        say(f"Pilot, {seat.teacher.model}: {estimate.n} answers cost ${plan.costs.total:.4f}; the {len(plan)} "
+            f"questions left are estimated at ${estimate.value:.2f}, 95% interval [{estimate.low:.2f}, "
+            f"{estimate.high:.2f}]; at the most ${plan.worst_usd * len(plan):.2f}.")
+        left = self._budget.cap_usd - self._budget.spent_usd
+        if estimate.high > left:
+            share = max(0.0, left / estimate.high)
+            warn(f"labeler.max_cost_usd={self._budget.cap_usd:g} may stop this before its end, perhaps after "
+                 f"{share:.0%} of what is left. Every answer is kept; a higher cap goes on from there.")
 
-async def _run(plan: Plan, update: Update, *, task: TaskSpec, teacher: Teacher, annotator: str, prompt: Prompt,
-               how: Shown, spec: LabelerSpec, store: Store, errors: ErrorModel | None, max_pixels: int,
-               budget: Budget, seed: int) -> Tally:
-    async with AsyncExitStack() as stack:
+    def _ask(self, what: str, parts: dict[str, tuple[_Seat, Sequence[Item], Sequence[int]]], *,
+             blank: dict[str, bytes | str] | None = None, again: bool = False,
+             known: Mapping[str, Plan] | None = None) -> None:
+        """Ask all seats at once, each about its items, under one bar, one budget and one signal handler."""
+        plans = {name: (seat, (known or {}).get(name) or self._plan(seat, items, passes, again=again))
+                 for name, (seat, items, passes) in parts.items()}
+        total = sum(len(plan) for _, plan in plans.values())
+        if not total:
+            return
+        tallies: dict[str, Tally] = {}
+        with progress(what, total) as show_progress:
+
+            def update(name: str, tally: Tally) -> None:
+                tallies[name] = tally
+                together = sum(tallies.values(), Tally()) if len(plans) > 1 else tally
+                together_s = max(t.seconds for t in tallies.values())
+                left = (total - together.done) * together_s / together.done if together.done else 0.0
+                show_progress(together.done, f"{together} · {left:.0f} s left")
+
+            try:
+                asyncio.run(self._run(plans, update, tallies, blank or {}))
+            finally:
+                for name, tally in tallies.items():
+                    self._tallies[name] = self._tallies.get(name, Tally()) + tally
+
+    async def _run(self, plans: dict[str, tuple[_Seat, Plan]], update: Callable[[str, Tally], None],
+                   tallies: dict[str, Tally], blank: dict[str, bytes | str]) -> None:
+        stop = Stop()
+        with stop.signals():
+            async with AsyncExitStack() as stack:
+                writer = await stack.enter_async_context(Writer(self._store))
+                running = []
+                for place, (name, (seat, plan)) in enumerate(plans.items()):
+                    client, show = await self._connect(stack, seat, blank)
+                    labeler = Labeler(
+                        task=self._task, teacher=seat.teacher, annotator=name, prompt=self.prompt,
+                        # A recording says the same again.
+                        spec=replace(self._spec, max_content_attempts=1) if seat.teacher.answers else self._spec,
+                        store=self._store, show=show, budget=self._budget, seed=self._seed + place, stop=stop,
+                        job=self._job)
+                    tallies[name] = labeler.tally
+                    running.append(labeler.run(
+                        iter(plan), client, writer, dearest_usd=plan.costs.dearest,
+                        usual_tokens=prompt_tokens(plan.items, seat.teacher, self.prompt)[0],
+                        update=lambda tally, name=name: update(name, tally)))  # type: ignore[misc]
+                results = await asyncio.gather(*running, return_exceptions=True)
+                for result in results:
+                    if isinstance(result, BaseException):
+                        raise result
+
+    async def _connect(self, stack: AsyncExitStack, seat: _Seat, blank: dict[str, bytes | str]
+                       ) -> tuple[Client | Replay, Callable[[Item], tuple[bytes | str, str]]]:
+        """The seat's teacher, a stand-in or a recording in its place, and what it is shown of an item."""
+        teacher = seat.teacher
         stand_in = None
-        if errors:
+        if seat.errors:
             price = teacher.price
-            stand_in = await stack.enter_async_context(
-                Rehearsal(task, errors, model=teacher.model, price_in=price.input_usd, price_out=price.output_usd)
-            )
+            stand_in = await stack.enter_async_context(Rehearsal(
+                self._task, seat.errors, model=teacher.model, price_in=price.input_usd, price_out=price.output_usd))
             # The stand-in asks for no key, and a real one must never be sent to it.
             teacher = replace(teacher, base_url=stand_in.base_url, key_env=None)
+        client: Client | Replay
+        if teacher.answers:
+            items = list(self._items.values())
+            client = await stack.enter_async_context(
+                Replay(Path(teacher.answers), teacher.answer_column, self._task, items))
+        else:
+            client = await stack.enter_async_context(
+                Client(teacher, self.prompt, self._task, connections=self._spec.concurrency))
 
-        # Both passes of an item are asked close together: encode it once.
-        @lru_cache(maxsize=2 * spec.concurrency)
-        def show(item: Item) -> tuple[bytes, str]:
-            try:
-                image = shown(load(Path(item.payload), max_pixels), how)
-            except (OSError, Unreadable) as error:
-                raise DataError(f"{item.name} could be read when the run began and cannot now: {error}. What was "
-                                "answered is kept; run again.") from error
-            digest = hashlib.sha256(image).hexdigest()
+        # The passes of an item are asked close together: encode it once.
+        @lru_cache(maxsize=2 * self._spec.concurrency)
+        def show(item: Item) -> tuple[bytes | str, str]:
+            seen = blank[item.key] if item.key in blank else self._show(item)
+            digest = hashlib.sha256(seen if isinstance(seen, bytes) else seen.encode()).hexdigest()
             if stand_in and item.truth:
                 stand_in.learn(digest, item.key, item.truth)
-            return image, digest
+            return seen, digest
 
-        labeler = Labeler(task=task, teacher=teacher, annotator=annotator, prompt=prompt, spec=spec, store=store,
-                          show=show, budget=budget, seed=seed)
-        return await labeler.run(plan, update)
+        return client, show
+
+    def _show(self, item: Item) -> bytes | str:
+        if self._how is None:
+            return str(item.payload)
+        try:
+            return shown(load(Path(item.payload), self._max_pixels), self._how)
+        except (OSError, Unreadable) as error:
+            raise DataError(f"{item.name} could be read when the run began and cannot now: {error}. What was "
+                            "answered is kept; run again.") from error
+
+
+def _seat(task: TaskSpec, teacher: Teacher, rehearsal: RehearsalSpec | None, place: int) -> _Seat:
+    if rehearsal is None or teacher.answers:
+        return _Seat(teacher, teacher.annotator, None)
+    # Another teacher errs in other places; what all of them err in is the error model's own affair.
+    errors = replace(rehearsal.errors, teacher=place,
+                     error_rate=rehearsal.error_rates.get(teacher.model, rehearsal.errors.error_rate))
+    drawn_from = [asdict(errors), list(task.confusion.values())]  # not by name: a class may be called something else
+    model = hashlib.sha256(json.dumps(drawn_from, sort_keys=True).encode()).hexdigest()[:8]
+    return _Seat(teacher, f"rehearsal:{teacher.annotator}#{model}", errors)
+

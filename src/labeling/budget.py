@@ -3,18 +3,22 @@
 Knows nothing about requests; the worst case of one is an argument.
 """
 
+import asyncio
+
 
 class Budget:
     """A cap that counts what is in flight: a request starts only if its worst case still fits.
 
-    `spent_usd` is what was settled so far, `in_flight` how many promises are not settled yet.
+    `spent_usd` is what was settled so far, beginning with what the same job spent before; `in_flight` is how many
+    promises are not settled yet.
     """
 
-    def __init__(self, cap_usd: float) -> None:
+    def __init__(self, cap_usd: float, spent_usd: float = 0.0) -> None:
         self.cap_usd = cap_usd
-        self.spent_usd = 0.0
+        self.spent_usd = spent_usd
         self.in_flight = 0
         self._reserved_usd = 0.0
+        self._settled = asyncio.Event()
 
     def reserve(self, worst_usd: float) -> bool:
         """Promise `worst_usd` and return True, or leave everything as it is and return False."""
@@ -31,3 +35,9 @@ class Budget:
         # Sums of many cents drift; nothing in flight means nothing promised.
         self._reserved_usd = self._reserved_usd - worst_usd if self.in_flight else 0.0
         self.spent_usd += cost_usd
+        self._settled.set()
+
+    async def change(self) -> None:
+        """Return when something in flight has been settled: it may have cost less than its worst case."""
+        self._settled.clear()
+        await self._settled.wait()

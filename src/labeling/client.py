@@ -5,8 +5,9 @@ The only place that sees the key. Knows nothing about retries, budgets or stores
 
 import base64
 import hashlib
+import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,17 @@ from src.labeling.teacher import LOOPBACK, Teacher
 from src.task import Failure, TaskSpec
 
 SECRET_CHARS = 8  # the least length of a key that is worth hiding
+HERE = "the shown item goes here"  # marks its place in the request that is written once for all of them
+SHOWN_OF_A_FAULT = 1000  # characters of an unusable reply that are shown to its author
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An unusable answer to the question that is asked again: its words, and what is wrong with them."""
+
+    reply: str
+    what: str
+
 
 class Client:
     """Asks one teacher with one prompt. Use as `async with Client(...) as client`."""
@@ -30,6 +42,8 @@ class Client:
         self._connections = connections
         self._asked = hashlib.sha256((teacher.annotator + prompt.hash).encode()).hexdigest()[:12]
         self._address = teacher.base_url.rstrip("/") + "/chat/completions"
+        self._image_frame: tuple[bytes, bytes] | None = None
+        self._text_frame: tuple[bytes, bytes] | None = None
 
     async def __aenter__(self) -> "Client":
         headers = {"Authorization": f"Bearer {self._teacher.key}"} if self._teacher.key else {}
@@ -46,19 +60,28 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    def body(self, image: bytes) -> dict[str, Any]:
-        """The request, with the image (JPEG bytes) in an `image_url` part: any other part goes unseen by the model."""
+    def body(self, shown: bytes | str, fault: Fault | None = None) -> dict[str, Any]:
+        """The request. An image (JPEG bytes) goes into an `image_url` part, for any other part goes unseen by the
+        model; a text into a text part of its own, behind the prompt's."""
         teacher, prompt = self._teacher, self._prompt
-        url = "data:image/jpeg;base64," + base64.b64encode(image).decode()
+        if isinstance(shown, bytes):
+            url = "data:image/jpeg;base64," + base64.b64encode(shown).decode()
+            part: dict[str, Any] = {"type": "image_url", "image_url": {"url": url}}
+        else:
+            part = {"type": "text", "text": shown}
+        messages: list[dict[str, Any]] = [
+            {"role": "system", "content": prompt.system},
+            {"role": "user", "content": [{"type": "text", "text": prompt.user}, part]},
+        ]
+        if fault:
+            messages += [
+                {"role": "assistant", "content": fault.reply[:SHOWN_OF_A_FAULT]},
+                {"role": "user", "content": f"This answer cannot be used: {fault.what}. Answer again with one JSON "
+                                            f'object alone, whose "label" is one of {json.dumps(self._task.names)}.'},
+            ]
         body: dict[str, Any] = {
             "model": teacher.model,
-            "messages": [
-                {"role": "system", "content": prompt.system},
-                {"role": "user", "content": [
-                    {"type": "text", "text": prompt.user},
-                    {"type": "image_url", "image_url": {"url": url}},
-                ]},
-            ],
+            "messages": messages,
             "temperature": teacher.temperature,
             "max_tokens": teacher.max_tokens,
             **teacher.sampling,
@@ -73,15 +96,15 @@ class Client:
             body["response_format"] = {"type": "json_object"}
         return body
 
-    async def ask(self, image: bytes, question: str) -> Outcome:
+    async def ask(self, shown: bytes | str, question: str, fault: Fault | None = None) -> Outcome:
         """Send one request. `question` names it, the same at every retry, so that a server can tell a repetition.
 
         Raises TeacherError for an address that cannot be one; every other fault is an Outcome.
         """
         started = time.perf_counter()
+        headers = {"Idempotency-Key": self._key_of(question), "Content-Type": "application/json"}
         try:
-            async with self._session.post(self._address, json=self.body(image),
-                                          headers={"Idempotency-Key": self._key_of(question)}) as response:
+            async with self._session.post(self._address, data=self._written(shown, fault), headers=headers) as response:
                 text = (await response.read()).decode("utf-8", errors="replace")
                 outcome = classify(response.status, response.headers, self._without_key(text), self._task,
                                    now=time.time())
@@ -97,6 +120,21 @@ class Client:
         told: dict[str, Any] = {name: self._without_key(value) for name, value in vars(outcome).items()
                                 if type(value) is str}
         return replace(outcome, **told, latency_s=time.perf_counter() - started)
+
+    def _written(self, shown: bytes | str, fault: Fault | None) -> bytes:
+        """The body as JSON. All but the item is the same in every question, and is written once."""
+        if fault:
+            return json.dumps(self.body(shown, fault)).encode()
+        if isinstance(shown, bytes):
+            if not self._image_frame:
+                place = base64.b64encode(HERE.encode())
+                head, _, tail = json.dumps(self.body(HERE.encode())).encode().partition(place)
+                self._image_frame = head, tail
+            return self._image_frame[0] + base64.b64encode(shown) + self._image_frame[1]
+        if not self._text_frame:
+            head, _, tail = json.dumps(self.body(HERE)).encode().rpartition(json.dumps(HERE).encode())
+            self._text_frame = head, tail
+        return self._text_frame[0] + json.dumps(shown).encode() + self._text_frame[1]
 
     def _key_of(self, question: str) -> str:
         """With annotator and prompt in it: a gateway that honours the header must not replay another one's answer."""

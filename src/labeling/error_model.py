@@ -39,13 +39,16 @@ class ErrorModel:
     """How the stand-in teacher errs; `conf/rehearsal/errors/` holds the values and explains them.
 
     Rates are shares of questions in [0, 1]. Content faults exclude each other, and so do transport faults and
-    dresses: each of these groups sums to at most 1. `confidence_right` and `confidence_wrong` are weights over
-    `confidence_values`, for right and wrong labels.
+    dresses: each of these groups sums to at most 1. `teacher` is the place among several teachers; of the errors that
+    all passes of one share, `common_errors` are shared by all teachers. `confidence_right` and `confidence_wrong` are
+    weights over `confidence_values`, for right and wrong labels.
     """
 
     seed: int
+    teacher: int
     error_rate: float | None
     shared_errors: float
+    common_errors: float
     confidence_values: list[float]
     confidence_right: list[float]
     confidence_wrong: list[float]
@@ -68,7 +71,8 @@ class ErrorModel:
     latency_sigma: float
 
     def __post_init__(self) -> None:
-        for key in ("error_rate", "shared_errors", "label_variants", *DRESSES, *CONTENT_FAULTS, *TRANSPORT_FAULTS):
+        shares = ("error_rate", "shared_errors", "common_errors", "label_variants")
+        for key in (*shares, *DRESSES, *CONTENT_FAULTS, *TRANSPORT_FAULTS):
             rate = getattr(self, key)
             if not (rate is None or 0 <= rate <= 1):
                 raise ConfigError(f"rehearsal.errors.{key}", rate, "a share in [0, 1]")
@@ -104,7 +108,8 @@ class StandInTeacher:
 
     A true class whose answers are wrong at rate e makes an item hard with probability s*e (s: `shared_errors`): every
     pass then gives the same wrong label. The other items are missed by each pass on its own at (1-s)e / (1-se), so
-    any single pass errs at e, and two passes agree more often than independent ones would.
+    any single pass errs at e, and two passes agree more often than independent ones would. Of a second teacher's hard
+    items, the share `common_errors` is drawn with the first one's, wrong label included, and the rest for itself.
     """
 
     def __init__(self, task: TaskSpec, errors: ErrorModel) -> None:
@@ -117,9 +122,15 @@ class StandInTeacher:
         """The class that one pass names; `question` tells the passes apart."""
         rate, others, weights = self._rows[truth]
         hard = self.errors.shared_errors * rate
+        # What is hard for the first teacher; a stronger one finds a part of the same items hard.
+        common = hard if self.errors.teacher == 0 else self.errors.common_errors * hard
         fate = self._draws("item", item)
-        if fate.random() < hard:
+        if fate.random() < common:
             return fate.choices(others, weights)[0]
+        if common < hard:
+            fate = self._draws("item", item, self.errors.teacher)
+            if fate.random() * (1 - common) < hard - common:
+                return fate.choices(others, weights)[0]
         own = self._draws("label", item, question)
         if own.random() * (1 - hard) < rate - hard:
             return own.choices(others, weights)[0]

@@ -24,7 +24,8 @@ MOST_TOKENS = 2**31 - 1  # what every database takes for a whole number; more is
 class Outcome:
     """One reply. `cost_usd` is None where the provider did not say; `retry_after_s` likewise.
 
-    `fatal` is a sentence for the user where every further question would fail as well.
+    `fatal` is a sentence for the user where every further question would fail as well. `flaws` name what was wrong
+    with an answer that could be used all the same.
     """
 
     label: str | None = None
@@ -40,6 +41,16 @@ class Outcome:
     fatal: str | None = None
     reply: str = ""
     latency_s: float = 0.0
+    flaws: tuple[str, ...] = ()
+
+    @property
+    def fault(self) -> str | None:
+        """What to tell the author of an unusable answer, where telling may help."""
+        if self.failure == Failure.INVALID_JSON:
+            return "it is not one JSON object"
+        if self.failure == Failure.UNKNOWN_LABEL:
+            return f"its label is {self.label!r}" if self.label else 'it has no "label"'
+        return None
 
 
 def classify(status: int, headers: Mapping[str, str], text: str, task: TaskSpec, *, now: float) -> Outcome:
@@ -76,7 +87,10 @@ def classify(status: int, headers: Mapping[str, str], text: str, task: TaskSpec,
         return Outcome(failure=Failure.INVALID_JSON, why=_words(content), **common)
     raw, why = answer.get("label"), answer.get("why")
     label = _whole(raw) if isinstance(raw, str) else None
-    said: dict[str, Any] = {"label": label, "confidence": _confidence(answer.get("confidence")),
+    confidence = _confidence(answer.get("confidence"))
+    flaws = ["repaired_json"] * (not re.fullmatch(r"\s*\{.*\}\s*", content, re.DOTALL))
+    flaws += ["confidence_out_of_range"] * (confidence is None and answer.get("confidence") is not None)
+    said: dict[str, Any] = {"label": label, "confidence": confidence, "flaws": tuple(flaws),
                             "why": _words(why) if isinstance(why, str) else ""}
     if task.map_label(label) is None:
         return Outcome(failure=Failure.UNKNOWN_LABEL, **said, **common)

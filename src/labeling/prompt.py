@@ -30,13 +30,15 @@ class Prompt:
     hash: str
 
 
-def render(task: TaskSpec, shown: Shown) -> Prompt:
-    """Fill in the task's templates. Raises ConfigError where one names something that does not exist."""
+def render(task: TaskSpec, shown: Shown | None) -> Prompt:
+    """Fill in the task's templates; `shown` is None for texts. Raises ConfigError where one names something that does
+    not exist."""
     texts = {}
     for key in ("system_prompt", "user_prompt"):
         try:
             template = templates.from_string(getattr(task, key))
-            texts[key] = template.render(classes=task.names, definitions=task.classes, size=shown.size)
+            texts[key] = template.render(classes=task.names, definitions=task.classes,
+                                           **({"size": shown.size} if shown else {}))
         except Exception as error:  # a template is a program: it can also divide by zero
             raise ConfigError(f"task.{key}", getattr(task, key),
                               f"a template over classes, definitions and size ({error})") from error
@@ -50,5 +52,5 @@ def render(task: TaskSpec, shown: Shown) -> Prompt:
         },
         "required": ["label", "confidence", "why"],
     }
-    asked = json.dumps([texts, schema, asdict(shown)], sort_keys=True)
+    asked = json.dumps([texts, schema, asdict(shown) if shown else None], sort_keys=True)
     return Prompt(texts["system_prompt"], texts["user_prompt"], schema, hashlib.sha256(asked.encode()).hexdigest())

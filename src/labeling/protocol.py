@@ -148,6 +148,13 @@ class ChatRequest(_Strict):
         return [hashlib.sha256(decode(url)).hexdigest() for url in urls]
 
     @property
+    def text(self) -> str:
+        """The sha256 (hex) of the text that stands behind the prompt in the user's first message, or nothing."""
+        first = next((m.content for m in self.messages if m.role == "user"), "")
+        parts = [part.text for part in first if isinstance(part, TextPart)] if not isinstance(first, str) else []
+        return hashlib.sha256(parts[-1].encode()).hexdigest() if len(parts) > 1 else ""
+
+    @property
     def characters(self) -> int:
         """The length of all text in the prompt."""
         strings = [message.content for message in self.messages if isinstance(message.content, str)]

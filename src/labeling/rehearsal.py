@@ -40,8 +40,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Record:
     """One request as it was answered.
 
-    `kind` is that of the `Reply`; "unknown_image" or "no_image" where any class was named; "rate_limit" in a burst;
-    "rejected" for what broke the protocol. `item` is empty, or the image's sha256, where nothing was learned of it.
+    `kind` is that of the `Reply`; "unknown_item" or "no_item" where any class was named; "rate_limit" in a burst;
+    "rejected" for what broke the protocol. `item` is empty, or the sha256 of what was shown, where nothing was learned
+    of it.
     """
 
     question: str
@@ -108,7 +109,7 @@ class Rehearsal:
         return f"http://{host}:{port}/v1"
 
     def learn(self, shown_hash: str, item: str, truth: str) -> None:
-        """Tell what will be shown: sha256 (hex) of the image's bytes, the item's key, and its true class.
+        """Tell what will be shown: sha256 (hex) of image or text, the item's key, and its true class.
 
         Of items that look exactly alike the first one stands, as one picture gets one answer.
         """
@@ -128,7 +129,7 @@ class Rehearsal:
             return web.json_response(chat.body, status=chat.status)
 
         # Several images in one question: the last is the one asked about, those before it are examples.
-        shown = chat.images[-1] if chat.images else ""
+        shown = chat.images[-1] if chat.images else chat.text
         item, truth = self._truths.get(shown, (shown, None))
         if self._in_burst():
             self._note(key, item, 429, "rate_limit")
@@ -150,7 +151,7 @@ class Rehearsal:
             self._note(question, item, 200, reply.kind)
             return web.json_response(self.teacher.body_error(item, question, asked))
         reply = _cut(reply, chat.limit)
-        kind = reply.kind if truth else "unknown_image" if shown else "no_image"
+        kind = reply.kind if truth else "unknown_item" if shown else "no_item"
         completion = self._completion(chat, reply, f"{question}/{asked}")
         self._note(question, item, 200, kind, completion["usage"]["cost"])
         return web.json_response(completion)

@@ -1,6 +1,6 @@
-"""How good the answers look: passes against each other, and the teacher against gold.
+"""How good the answers look: opinions against each other, and annotators against gold.
 
-Pure. Knows nothing about which labels were accepted, except where it is told.
+Pure. An opinion is one annotator in one pass. Knows nothing about which labels were accepted, except where it is told.
 """
 
 import math
@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
+import numpy.typing as npt
 from sklearn.metrics import cohen_kappa_score
 
 from src.errors import QualityError
 from src.metrics import Interval, proportion
-from src.quality.conclude import votes
-from src.task import Annotation, Label, TaskSpec
+from src.quality.conclude import HUMAN, Opinion, votes
+from src.quality.opinions import krippendorff_alpha
+from src.task import Annotation, Label, Panel, TaskSpec
 
 COLLAPSE_N = 10  # fewer answers than this say nothing about a collapse
 COLLAPSE_SHARE = 0.95
@@ -22,44 +25,72 @@ COLLAPSE_SHARE = 0.95
 
 @dataclass(frozen=True)
 class Agreement:
-    """Shares of pairs of passes that agree: `raw` as spelt, `mapped` as classes; Cohen's `kappa` is the mapped one
-    corrected for chance, nan where only one class was answered. `spelt` is the share of answers that are spelt as
-    the class they mean. n counts items."""
+    """Shares of pairs of answers to one item that agree: `raw` as spelt, `mapped` as classes; n counts pairs.
+
+    Two figures correct the mapped one for chance, nan where only one class was answered: Cohen's `kappa`, averaged
+    over the pairs of opinions where these are more than two (Light, 1971), and Krippendorff's `alpha` over all answers.
+    `spelt` is the share of answers that are spelt as the class they mean.
+    """
 
     raw: Interval
     mapped: Interval
     kappa: float
+    alpha: float
     spelt: float
 
 
-def agreement(annotations: Sequence[Annotation], task: TaskSpec) -> Agreement | None:
-    """None where no item has two usable answers. With more than two passes, every pair counts once; the intervals
-    take pairs for items, and are a little narrow then."""
-    left, right, raw_equal, spelt, answers = [], [], 0, 0, 0
+def agreement(annotations: Sequence[Annotation], task: TaskSpec, panel: Panel) -> Agreement | None:
+    """None where no item has two usable answers. Members' answers alone count: an arbiter and second looks see none
+    but doubtful items. With more than two opinions, every pair counts once; the intervals take pairs for items, and
+    are a little narrow then."""
     by_item: dict[str, list[Annotation]] = defaultdict(list)
     for annotation in annotations:
-        by_item[annotation.item].append(annotation)
+        if annotation.annotator in panel.members and annotation.pass_index < panel.passes:
+            by_item[annotation.item].append(annotation)
+    pairs: dict[tuple[Opinion, Opinion], list[tuple[str, str]]] = defaultdict(list)
+    raw_equal, spelt, answers = 0, 0, []
     for given in by_item.values():
-        usable = [a for a in votes(given, task).values() if task.map_label(a.label)]
-        spelt += sum(a.label == task.map_label(a.label) for a in usable)
-        answers += len(usable)
-        for a, b in combinations(usable, 2):
-            left.append(task.map_label(a.label))
-            right.append(task.map_label(b.label))
-            raw_equal += a.label == b.label
-    if not left:
+        usable = [(opinion, label, a.label) for opinion, a in votes(given, task).items()
+                  if (label := task.map_label(a.label))]
+        spelt += sum(label == raw for _, label, raw in usable)
+        answers.append([label for _, label, _ in usable])
+        for (left, a, raw_a), (right, b, raw_b) in combinations(usable, 2):
+            pairs[left, right].append((a, b))
+            raw_equal += raw_a == raw_b
+    n = sum(len(both) for both in pairs.values())
+    if not n:
         return None
-    n = len(left)
-    equal = sum(a == b for a, b in zip(left, right, strict=True))
-    kappa = float(cohen_kappa_score(left, right)) if len(set(left + right)) > 1 else math.nan
-    return Agreement(proportion(raw_equal, n), proportion(equal, n), kappa, spelt / answers)
+    equal = sum(a == b for both in pairs.values() for a, b in both)
+    kappas = [_kappa(both) for both in pairs.values()]
+    known = [kappa for kappa in kappas if not math.isnan(kappa)]
+    return Agreement(proportion(raw_equal, n), proportion(equal, n), sum(known) / len(known) if known else math.nan,
+                     krippendorff_alpha(answers), spelt / sum(len(given) for given in answers))
 
 
-def teacher_accuracy(annotations: Sequence[Annotation], truths: Mapping[str, str], task: TaskSpec) -> Interval | None:
-    """The share of items whose first usable answer is right, against truth; None without any."""
-    first = _first_answers(annotations, task)
-    judged = [answer == truths[item] for item, answer in first.items() if item in truths]
-    return proportion(sum(judged), len(judged)) if judged else None
+def teacher_accuracy(annotations: Sequence[Annotation], truths: Mapping[str, str],
+                     task: TaskSpec) -> dict[str, Interval]:
+    """By annotator, the share of items whose first usable answer is right, against truth; empty without any.
+
+    An arbiter's is about what it was asked alone, the items on which the others disagree.
+    """
+    judged = {who: [answer == truths[item] for item, answer in first.items() if item in truths]
+              for who, first in _first_answers(annotations, task).items()}
+    return {who: proportion(sum(right), len(right)) for who, right in judged.items() if right}
+
+
+def teacher_confusion(annotations: Sequence[Annotation], truths: Mapping[str, str],
+                      task: TaskSpec) -> dict[str, npt.NDArray[np.int64]]:
+    """By annotator, [C, C] counts of first usable answers, rows truth, columns answers, in the task's order."""
+    place = {name: n for n, name in enumerate(task.names)}
+    found = {}
+    for who, first in _first_answers(annotations, task).items():
+        matrix = np.zeros((len(place), len(place)), dtype=np.int64)
+        for item, answer in first.items():
+            if item in truths:
+                matrix[place[truths[item]], place[answer]] += 1
+        if matrix.any():
+            found[who] = matrix
+    return found
 
 
 def label_accuracy(labels: Sequence[Label], truths: Mapping[str, str]) -> Interval | None:
@@ -69,21 +100,27 @@ def label_accuracy(labels: Sequence[Label], truths: Mapping[str, str]) -> Interv
 
 
 def check_collapse(annotations: Sequence[Annotation], truths: Mapping[str, str], task: TaskSpec) -> None:
-    """Raise QualityError where the teacher does not seem to see what it is shown.
+    """Raise QualityError where an annotator does not seem to see what it is shown.
 
     Either nearly all answers are one class although gold's truth is not, or the accuracy on gold is near chance, which
     is what these answers would reach in random order: not surely above it, and surely not half-way from it to 1. The
     second clause spares a good teacher whose data are nearly all of one class, where chance is close to 1 as well.
+    Whoever saw doubtful items alone, as arbiters do, should not be judged here.
     """
-    first = _first_answers(annotations, task)
-    answers, known = list(first.values()), [truths[item] for item in truths]
+    by_annotator = _first_answers(annotations, task)
+    for who, first in by_annotator.items():
+        _check_collapse("the teacher" if len(by_annotator) == 1 else who, first, truths, task)
+
+
+def _check_collapse(who: str, first: Mapping[str, str], truths: Mapping[str, str], task: TaskSpec) -> None:
+    answers, known = list(first.values()), list(truths.values())
     if len(answers) < COLLAPSE_N or not known:
         return
     common = max(sorted(set(answers)), key=answers.count)
     share, expected = answers.count(common) / len(answers), known.count(common) / len(known)
     if share >= COLLAPSE_SHARE and expected < COLLAPSE_SHARE - 0.1:
         raise QualityError(
-            f"{share:.0%} of {len(answers)} answers are {common!r}, but only {expected:.0%} of gold is: the teacher "
+            f"{share:.0%} of {len(answers)} answers are {common!r}, but only {expected:.0%} of gold is: {who} "
             "does not seem to see the items. Check that the model takes images and that teacher.base_url keeps "
             "image_url parts."
         )
@@ -96,15 +133,24 @@ def check_collapse(annotations: Sequence[Annotation], truths: Mapping[str, str],
     ) / len(judged) ** 2
     if right.low <= chance and right.high < (1 + chance) / 2:
         raise QualityError(
-            f"The teacher's accuracy on gold is {right}, no better than chance ({chance:.2f}). Check the prompt, that "
-            "the model takes images, and that gold's labels are right."
+            f"The accuracy on gold is {right}, no better than chance ({chance:.2f}), where {who} answers. Check the "
+            "prompt, that the model takes images, and that gold's labels are right."
         )
 
 
-def _first_answers(annotations: Sequence[Annotation], task: TaskSpec) -> dict[str, str]:
-    found: dict[str, tuple[int, str]] = {}
+def _first_answers(annotations: Sequence[Annotation], task: TaskSpec) -> dict[str, dict[str, str]]:
+    """Annotator → item → the usable answer of the lowest pass."""
+    found: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
     for annotation in annotations:
         label = task.map_label(annotation.label)
-        if label and (annotation.item not in found or annotation.pass_index < found[annotation.item][0]):
-            found[annotation.item] = (annotation.pass_index, label)
-    return {item: label for item, (_, label) in found.items()}
+        if label is None or annotation.annotator.startswith(HUMAN):
+            continue
+        own = found[annotation.annotator]
+        if annotation.item not in own or annotation.pass_index < own[annotation.item][0]:
+            own[annotation.item] = (annotation.pass_index, label)
+    return {who: {item: label for item, (_, label) in own.items()} for who, own in found.items()}
+
+
+def _kappa(pairs: Sequence[tuple[str, str]]) -> float:
+    left, right = zip(*pairs, strict=True)
+    return float(cohen_kappa_score(left, right)) if len({*left, *right}) > 1 else math.nan

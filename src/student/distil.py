@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from src.data.splits import Splits
+from src.errors import ConfigError
 from src.student.checkpoint import Trained
 from src.student.curves import Curves, Log
 from src.student.device import resolve
 from src.student.fit import Fitted, fit
 from src.student.images import LabelledImages
+from src.student.network import build
 from src.student.network import check as check_network
 from src.student.spec import StudentSpec, TrainerSpec
 from src.task import Label, TaskSpec
@@ -37,8 +40,12 @@ class Distilled:
         }
 
 
-def check(spec: StudentSpec, trainer: TrainerSpec) -> None:
-    """Raise ConfigError for what training would stumble over: an unknown network, a missing file, an absent device."""
+def check(spec: StudentSpec, trainer: TrainerSpec, kind: str = "images") -> None:
+    """Raise ConfigError for what training would stumble over: items of another `kind` than a student can read, an
+    unknown network, a missing file, an absent device."""
+    if kind != "images":
+        raise ConfigError("data.kind", kind, f"images, since there is no student for {kind} yet; they can be labelled "
+                          "(python -m src.label), checked and reviewed")
     resolve(trainer.accelerator)
     check_network(spec)
 
@@ -51,15 +58,20 @@ def distil(labels: Sequence[Label], splits: Splits, task: TaskSpec, spec: Studen
         splits.train, splits.validation, {label.item: label for label in labels}, task.names,
         input_size=spec.input_size, batch_size=spec.batch_size, sharpen=sharpen, max_pixels=max_pixels, seed=seed,
     )
-    fitted = fit(data, task.names, spec, trainer, seed=seed, logger=Curves(log), checkpoints=out / "checkpoints",
-                 download=download, need_weights=need_weights)
-    trained = Trained(
-        network=fitted.network, name=spec.name, classes=task.names, input_size=spec.input_size, mean=fitted.mean,
-        std=fitted.std, sharpen=sharpen, task=task.name, task_version=task.version,
-        flip_average=spec.flip_average,
-    )
+    untrained = partial(build, spec, len(task.names), download=download, need_weights=need_weights)
+    fitted = fit(data, untrained, spec, trainer, seed=seed, logger=Curves(log), checkpoints=out / "checkpoints")
+    trained = student(fitted, task, spec, sharpen=sharpen)
     # The curves' last point is the epoch that was chosen: runs are compared by last values.
     log({"val/teacher_agreement": fitted.val_agreement, "val/loss": fitted.val_loss}, step=fitted.epochs)
     checkpoint = out / "mobilenet.pt"
     trained.save(checkpoint)
     return Distilled(trained, checkpoint, fitted, len(data.train_items), len(data.validation_items))
+
+
+def student(fitted: Fitted, task: TaskSpec, spec: StudentSpec, *, sharpen: bool) -> Trained:
+    """The trained network with all that its answers depend on, on the CPU."""
+    return Trained(
+        network=fitted.network, name=spec.name, classes=task.names, input_size=spec.input_size, mean=fitted.mean,
+        std=fitted.std, sharpen=sharpen, task=task.name, task_version=task.version,
+        flip_average=spec.flip_average,
+    )

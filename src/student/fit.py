@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from src.errors import ConfigError
 from src.student.device import memory_format, resolve
 from src.student.images import LabelledImages
 from src.student.module import ImageStudent
-from src.student.network import build
 from src.student.spec import StudentSpec, TrainerSpec
 
 # Not the loss: labels are noisy, and one odd picture with huge logits outweighed the other 214 in it.
@@ -47,22 +46,25 @@ class Fitted:
     first_step_at: float
 
 
-def fit(data: LabelledImages, classes: Sequence[str], spec: StudentSpec, trainer: TrainerSpec, *, seed: int,
-        logger: Logger | None, checkpoints: Path, download: bool, need_weights: bool) -> Fitted:
-    """Train for `trainer.max_epochs` or until validation stops improving. `seed` is for training alone."""
+def fit(data: LabelledImages, untrained: Callable[[], torch.nn.Module], spec: StudentSpec, trainer: TrainerSpec, *,
+        seed: int, logger: Logger | None, checkpoints: Path, what: str = "training") -> Fitted:
+    """Train for `trainer.max_epochs` or until validation stops improving.
+
+    `seed` is for training alone, and set before `untrained` makes the network. `what` stands before the progress.
+    """
     quiet()
     device = resolve(trainer.accelerator)
     L.seed_everything(seed, verbose=False)
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
-    network = build(spec, len(classes), download=download, need_weights=need_weights)
+    network = untrained()
     config = timm.data.resolve_model_data_config(network)
     module = ImageStudent(network, spec, mean=config["mean"], std=config["std"], memory_format=memory_format(device),
                           seed=seed)
     data.setup("fit")
     best = ModelCheckpoint(dirpath=checkpoints, filename="best", monitor=MONITOR, mode="max",
                            save_weights_only=True)
-    with progress("training", trainer.max_epochs) as update:
+    with progress(what, trainer.max_epochs) as update:
         shown = _Shown(update)
         callbacks: list[Callback] = [best, shown]
         if trainer.patience:

@@ -72,15 +72,17 @@ class Shuffled(Sampler[list[int]]):
 class LabelledImages(L.LightningDataModule):
     """Training and validation images with their labels as class probabilities.
 
-    Only accepted labels are taken. Raises DataError where training or validation would be empty.
+    Only accepted labels are taken: a label's distribution where it has one, else all probability on its class.
+    `decoded` holds images by item key (3×S×S bytes) where they were decoded before. Raises DataError where training or
+    validation would be empty.
     """
 
     def __init__(self, train: Sequence[Item], validation: Sequence[Item], labels: Mapping[str, Label],
                  classes: Sequence[str], *, input_size: int, batch_size: int, sharpen: bool, max_pixels: int,
-                 seed: int) -> None:
+                 seed: int, decoded: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
-        self.train_items = _accepted(train, labels)
-        self.validation_items = _accepted(validation, labels)
+        self.train_items = accepted(train, labels)
+        self.validation_items = accepted(validation, labels)
         for part, items, least in (("training", self.train_items, MIN_TRAIN), ("validation", self.validation_items, 1)):
             if len(items) < least:
                 raise DataError(f"{len(items)} accepted label(s) in the {part} part are too few: raise "
@@ -90,15 +92,14 @@ class LabelledImages(L.LightningDataModule):
         self._size, self._sharpen, self._max_pixels = input_size, sharpen, max_pixels
         self._batch_size = min(batch_size, len(self.train_items))
         self._seed = seed
+        self._decoded = decoded
         self._parts: dict[str, Batches] = {}
 
     def setup(self, stage: str) -> None:
         """Decode once; Lightning asks for this before every stage."""
         for part, items in (("train", self.train_items), ("validation", self.validation_items)):
             if part not in self._parts:
-                images = decode(items, self._size, sharpen=self._sharpen, max_pixels=self._max_pixels,
-                                what=f"decoding {part} images")
-                self._parts[part] = Batches(images, self._targets(items))
+                self._parts[part] = Batches(self._images(part, items), self._targets(items))
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         return self._loader("train", self._seed)
@@ -112,11 +113,24 @@ class LabelledImages(L.LightningDataModule):
         sampler = Shuffled(len(batches), self._batch_size, seed=seed)
         return DataLoader(batches, batch_size=None, sampler=sampler, num_workers=0)
 
+    def _images(self, part: str, items: Sequence[Item]) -> Tensor:
+        if self._decoded is not None:
+            return torch.stack([self._decoded[item.key] for item in items])
+        return decode(items, self._size, sharpen=self._sharpen, max_pixels=self._max_pixels,
+                      what=f"decoding {part} images")
+
     def _targets(self, items: Sequence[Item]) -> Tensor:
-        answers = [self._labels[item.key].label for item in items]
-        indices = torch.tensor([self._classes.index(answer) for answer in answers if answer is not None])
-        return torch.nn.functional.one_hot(indices, len(self._classes)).float()
+        targets = np.zeros((len(items), len(self._classes)), np.float32)
+        for row, item in zip(targets, items, strict=True):
+            label = self._labels[item.key]
+            if label.distribution:
+                row[:] = label.distribution
+            elif label.label is not None:
+                row[self._classes.index(label.label)] = 1
+        return torch.from_numpy(targets)
 
 
-def _accepted(items: Sequence[Item], labels: Mapping[str, Label]) -> list[Item]:
-    return [item for item in items if item.key in labels and labels[item.key].accepted]
+def accepted(items: Sequence[Item], labels: Mapping[str, Label]) -> list[Item]:
+    """The items that students may learn from: an accepted label that says a class or a probability for each."""
+    found = ((item, labels.get(item.key)) for item in items)
+    return [item for item, label in found if label and label.accepted and (label.label or label.distribution)]

@@ -19,7 +19,8 @@ from src.student.spec import StudentSpec
 class ImageStudent(L.LightningModule):
     """Cross-entropy to class probabilities over augmented batches; AdamW with warm-up and cosine decay.
 
-    Validation targets are labels too, so what is measured there is agreement with the teacher, not accuracy.
+    Label smoothing moves its share of every target, hard or soft, to the uniform distribution. Validation targets are
+    labels too, so what is measured there is agreement with the teacher, not accuracy.
     """
 
     def __init__(self, network: torch.nn.Module, spec: StudentSpec, *, mean: Sequence[float], std: Sequence[float],
@@ -53,9 +54,8 @@ class ImageStudent(L.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         images, targets = batch
         logits = self(images)
-        agrees = (logits.argmax(1) == targets.argmax(1)).float().mean()
         self.log("val/loss", F.cross_entropy(logits, targets), batch_size=len(images))
-        self.log("val/teacher_agreement", agrees, batch_size=len(images))
+        self.log("val/teacher_agreement", agreement(logits, targets), batch_size=len(images))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = param_groups_weight_decay(self.network, weight_decay=self.spec.weight_decay)  # none on biases, norms
@@ -74,3 +74,13 @@ class ImageStudent(L.LightningModule):
         share = torch.distributions.Beta(self.spec.mixup, self.spec.mixup).sample().item()
         other = torch.randperm(len(views), generator=self._chance).to(views.device)
         return views.lerp(views[other], 1 - share), targets.lerp(targets[other], 1 - share)
+
+
+def agreement(logits: Tensor, targets: Tensor) -> Tensor:
+    """How often the most probable class of the logits is that of the targets, both N×C.
+
+    Where a target has several such classes, as after passes that disagree, each of them counts as its share: the mean
+    over all ways to break the tie, and not what the order of the classes makes of it.
+    """
+    best = targets > targets.amax(1, keepdim=True) - 1e-6
+    return (best.gather(1, logits.argmax(1, keepdim=True)).squeeze(1) / best.sum(1)).mean()
