@@ -268,6 +268,19 @@ def test_what_was_refused_is_tried_once_more_at_the_end(store: Told) -> None:
     assert [(a.failure, a.cost_usd) for a in store.read()] == [(None, 0.25)]
 
 
+def test_what_was_refused_keeps_its_place_before_what_came_later(store: Told) -> None:
+    async def run() -> None:
+        async with Writer(store) as writer:
+            await writer.claim(claim(0, writer))
+            store.before = failing(1)
+            for cost_usd, release in ((0.25, None), (0.5, asked(0))):
+                writer.keep(said(0, cost_usd), release=release)
+                await writer.drain()
+
+    asyncio.run(run())
+    assert [(a.attempt, a.cost_usd) for a in store.read()] == [(0, 0.25), (1, 0.5)]
+
+
 def test_what_stays_refused_keeps_its_claim_and_is_booked_by_whoever_comes_next(store: Told) -> None:
     """Also where the claim was to be given up later, and that would have been possible."""
     async def run() -> asyncio.Future[None]:
