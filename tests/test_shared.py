@@ -18,6 +18,7 @@ from src.data.dataset import open_dataset
 from src.quality.agreement import label_accuracy
 from src.quality.conclude import conclude
 from src.store import Store
+from src.task import Panel
 
 pytestmark = [pytest.mark.shared]
 PHOTOS = SHARED / "cifar5"
@@ -79,17 +80,16 @@ def test_labels_are_concluded_alike_from_the_store(make_job: Callable[..., Job],
     """Everything but annotations is derived: a stricter threshold on the same store asks nobody and is no worse."""
     common = ["+experiment=cifar5", "rehearsal=always", f"home={tmp_path}", "data=folder", f"data.root={PHOTOS}",
               "labeler.max_items=300"]
-
-
     assert call(label.main, *common) == 0
     job = make_job(*common[:2], "data=folder", f"data.root={PHOTOS}", "quality.min_confidence=0.95")
     dataset = open_dataset(job.task, job.data, home=tmp_path, download=False, stand_in=False)
     pool = dataset.splits.pool[:300]
     annotations = Store(tmp_path / "annotations.db").read()
     truths = {item.key: item.truth for item in pool if item.truth}
-    strict = conclude(pool, annotations, task=job.task, passes=2, spec=job.quality)
+    panel = Panel((annotations[0].annotator,), 2)
+    strict = conclude(pool, annotations, task=job.task, panel=panel, truths={}, spec=job.quality)
     job.quality.min_confidence = 0.0
-    loose = conclude(pool, annotations, task=job.task, passes=2, spec=job.quality)
+    loose = conclude(pool, annotations, task=job.task, panel=panel, truths={}, spec=job.quality)
     kept = [sum(x.accepted for x in labels) for labels in (strict, loose)]
     accuracy = [label_accuracy(labels, truths) for labels in (strict, loose)]
     assert 100 < kept[0] < kept[1] <= 300

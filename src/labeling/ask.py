@@ -131,7 +131,7 @@ class Survey:
                               "labeler.passes asks one several times")
         self.panel = Panel(tuple(names[: len(self._seats)]), spec.passes,
                            self._arbiter.annotator if self._arbiter else None, second_looks)
-        self._budget = Budget(spec.max_cost_usd, 0.0 if spec.dry_run else store.spent(job))
+        self._budget = Budget(spec.max_cost_usd)
         nothing = preflight.blank(how)
         bare = nothing if isinstance(nothing, bytes) else nothing.encode()
         self._blank = Item(hashlib.sha256(b"blank " + bare).hexdigest(), Path() if how else str(nothing), "(blank)")
@@ -164,6 +164,8 @@ class Survey:
         if not dry:
             self._refuse_unknown_truth(items)
             book_the_dead(self._store)
+            # What they may have spent counts, where this job paid for it.
+            self._budget = Budget(self._spec.max_cost_usd, self._store.spent(self._job))
         plans = {seat.annotator: self._plan(seat, items) for seat in self._seats}
         self._answered = sum(plan.answered for plan in plans.values())
         for annotator, plan in plans.items():

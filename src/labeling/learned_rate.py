@@ -25,7 +25,6 @@ FULL_S = 1.0  # what a bucket is taken to hold where it may have been full, in s
 GROWN = 1.25  # a rate that much higher is another one: measuring starts anew
 MEMORY_S = 120.0  # older starts measure nothing, except where there are no younger ones
 USUAL_S = 60.0  # over which the usual rate is a mean
-STANDSTILL_S = 5.0  # and no longer pause counts in it
 FAULT = 0.5  # of the usual rate: a lower one is taken for a fault that will pass, not for a new limit
 LOST = 0.8  # of the usual rate: a lower one is soon tried to be raised
 SLOWEST = 0.1  # requests a second: a try every ten seconds does no harm
@@ -98,9 +97,8 @@ class LearnedRate:
         return start
 
     def accepted(self, now: float) -> None:
-        # While nothing is accepted the server stands still, which says nothing about the rate it usually takes.
-        passed = min(now - self._usual_at, STANDSTILL_S)
-        self._usual = self._usual * math.exp(-passed / USUAL_S) + 1 / USUAL_S
+        # Only here, not by refusals: a server that takes nothing at all says nothing about what it usually takes.
+        self._usual = self._usual * math.exp((self._usual_at - now) / USUAL_S) + 1 / USUAL_S
         self._usual_at = now
 
     def refused(self, start: Start) -> None:
