@@ -5,7 +5,6 @@ gathering the batch, augmentation, optimizer, schedule, Lightning's loop. Valida
 """
 
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from src.benchmarks.machine import processor
 from src.config import CONF
 from src.console import say, table
 from src.student.augment import Augment
@@ -160,9 +160,4 @@ def _wait(device: str) -> None:
 def _machine(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        named = (line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line)
-        model = next(named, model)
-    return f"{model}, {os.cpu_count()} cores, {device}"
+    return f"{processor()}, {device}"

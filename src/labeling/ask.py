@@ -165,7 +165,7 @@ class Survey:
             self._refuse_unknown_truth(items)
             book_the_dead(self._store)
             # What they may have spent counts, where this job paid for it.
-            self._budget = Budget(self._spec.max_cost_usd, self._store.spent(self._job))
+            self._budget = Budget(self._spec.max_cost_usd, self._store.spent(self._job) if self._job else 0.0)
         plans = {seat.annotator: self._plan(seat, items) for seat in self._seats}
         self._answered = sum(plan.answered for plan in plans.values())
         for annotator, plan in plans.items():
