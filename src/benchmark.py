@@ -1,4 +1,4 @@
-"""Print what this machine reaches: `python -m src.benchmark suite=training` (or `labeling`, or `consensus`).
+"""Print what this machine reaches: `python -m src.benchmark suite=training` (or `labeling`, `consensus`, `guarantee`).
 
 Everything that is compared runs in the same process or the same call, alternating; nothing is tested here, and nothing
 leaves the machine.
@@ -13,7 +13,7 @@ from src.config import CONF, Benchmark, output_folder, read
 from src.console import entry_point
 from src.errors import ConfigError
 
-SUITES = ("training", "labeling", "consensus")
+SUITES = ("training", "labeling", "consensus", "guarantee")
 
 
 @hydra.main(config_path=CONF, config_name="benchmark", version_base="1.3")
@@ -28,6 +28,11 @@ def main(cfg: DictConfig) -> None:
         reviews, chart = (Path(name).expanduser() if name else None for name in (asked.reviews, asked.chart))
         consensus.run(spend=asked.spend, shares=asked.shares, seeds=asked.seeds, reviews=reviews, out=output_folder(),
                       chart=chart)
+        return
+    if asked.suite == "guarantee":
+        from src.benchmarks import guarantee
+
+        guarantee.run()
         return
     if asked.suite == "labeling":
         from src.benchmarks import labeling

@@ -4,7 +4,7 @@ Config stops here: entry points take the typed parts apart and hand them on.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from src.student.spec import ACCELERATORS, StudentSpec, TrainerSpec
 from src.task import TaskSpec
 
 PASSWORD = re.compile(r"(://[^/\s:@]*:)\S+@|((?i:[?&]password=))[^&\s'\"]+")
+TEACHER_KEY = re.compile(rf"(?<![\w/.@-])teacher\.(?=({'|'.join(key.name for key in fields(Teacher))})\b)")
 # Absolute, so that entry points also work when they are imported and called.
 CONF = str(Path(__file__).parents[1] / "conf")
 
@@ -167,13 +168,27 @@ def read(cfg: DictConfig, kind: type[Any]) -> Any:
     try:
         # Once more against the bare schema: Hydra's `+key=value` adds whatever it is given.
         plain = OmegaConf.to_container(cfg, resolve=True)
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), plain))
+        typed = OmegaConf.merge(OmegaConf.structured(kind), plain)
+        _check_further_teachers(typed)
+        found = OmegaConf.to_object(typed)
     except FlywheelError:
         raise
     except OmegaConfBaseException as error:
         raise ConfigError(str(error.full_key), error.value, str(error.msg or error).splitlines()[0]) from error
     assert isinstance(found, kind)
     return found
+
+
+def _check_further_teachers(job: Any) -> None:
+    """Each by itself: a teacher does not know where it stands, and calls its keys `teacher.…`."""
+    further = {f"panel.{name}": teacher for name, teacher in (job.panel if "panel" in job else {}).items()}
+    further |= {"arbiter": job.arbiter} if "arbiter" in job and job.arbiter else {}
+    for place, teacher in further.items():
+        try:
+            OmegaConf.to_object(teacher)
+        except ConfigError as error:
+            error.args = (TEACHER_KEY.sub(f"{place}.", str(error)),)
+            raise
 
 
 def recorded(cfg: DictConfig) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def main(cfg: DictConfig) -> None:
             task=job.task, data=job.data, teachers=job.teachers, arbiter=job.arbiter, labeler=job.labeler,
             quality=job.quality, rehearsal=job.rehearsal, home=Path(job.home), store=Store(job.store),
             out=output_folder(), seed=job.seed, job=run.payer if run else "", note=run.metrics if run else None,
+            tag=run.tags if run else None,
         )
         if run:
             record_labels(run, made, job.task)

@@ -31,9 +31,10 @@ from src.quality.agreement import (
 )
 from src.quality.conclude import conclude, to_learn
 from src.quality.confidence import Reliability, reliability
-from src.quality.gold_size import enough_gold
+from src.quality.gold_size import advice, needed_gold
 from src.quality.labels_csv import write_labels
 from src.quality.opinions import Independence, independence
+from src.quality.refusals import ways_out
 from src.quality.review_file import ReviewFile
 from src.quality.reviewers import reviewer_agreement
 from src.quality.spec import QualitySpec
@@ -44,6 +45,7 @@ from src.task import Annotation, Item, Label, TaskSpec
 
 OutOfFold = Callable[[Sequence[Item], Sequence[Label], Sequence[Item]], Mapping[str, npt.NDArray[np.float64]]]
 Note = Callable[[Mapping[str, float]], None]
+Tag = Callable[[Mapping[str, str]], None]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Labelled:
     right the labels are that were accepted there; `truth_accuracy` that of the accepted labels of the pool, known only
     where the whole pool's truth is. `audit` is what people found in spot checks, `reviewers` how often two of them
     agree. `unreviewed` are the labels as they would be without people. `suspects` were asked about once more.
+    `enough_gold` is the size of all gold that would tell the teacher's accuracy closely enough, None where it does.
     """
 
     dataset: Dataset
@@ -78,9 +81,7 @@ class Labelled:
     @property
     def stand_ins(self) -> str:
         """What of this was not real, or nothing."""
-        parts = ["stand-in teacher"] * self.rehearsed + ["drawn images"] * self.dataset.drawn
-        recorded = any(teacher.answers for teacher in self.teachers)
-        return f"REHEARSAL ({', '.join(parts)})" if parts else "recorded answers" if recorded else ""
+        return _stand_ins(self.rehearsed, self.dataset, self.teachers)
 
     def outcome(self) -> dict[str, int]:
         """How many labels ended how: accepted, by a person, or why not."""
@@ -123,8 +124,9 @@ class Labelled:
         if self.independence.correlation is not None:
             found["label/error_correlation"] = self.independence.correlation
         if self.reliability:
-            found |= {"label/probability_ece": self.reliability.calibrated.ece,
-                      "label/probability_brier": self.reliability.calibrated.brier}
+            found["label/probability_brier"] = self.reliability.calibrated.brier
+            if not self.reliability.one_for_all:
+                found["label/probability_ece"] = self.reliability.calibrated.ece
             if said := self.reliability.said:
                 found |= {"label/confidence_mean": said.mean, "label/confidence_ece": said.ece,
                           "label/confidence_brier": said.brier}
@@ -139,14 +141,14 @@ class Labelled:
 
 def make_labels(*, task: TaskSpec, data: DataSpec, teachers: Sequence[Teacher], arbiter: Teacher | None,
                 labeler: LabelerSpec, quality: QualitySpec, rehearsal: RehearsalSpec, home: Path, store: Store,
-                out: Path | None, seed: int, job: str = "", note: Note | None = None,
+                out: Path | None, seed: int, job: str = "", note: Note | None = None, tag: Tag | None = None,
                 out_of_fold: OutOfFold | None = None) -> Labelled:
     """Bring the data, import a person's edits, ask what was not asked yet, conclude, and write the two CSV files.
 
     With `labeler.dry_run`, nobody is asked and no file is written; without `out`, labels are concluded from what is
-    stored, and nothing is printed about them. `job` names who pays. `note` gets what was asked and paid where a run
-    ends before its time. `out_of_fold(pool, labels, gold)` gives a student's class probabilities by item. Raises
-    FlywheelError of every kind.
+    stored, and nothing is printed about them. `job` names who pays. `tag` gets what of this is a rehearsal before
+    anybody is asked, `note` what was asked and paid where a run ends before its time. `out_of_fold(pool, labels, gold)`
+    gives a student's class probabilities by item. Raises FlywheelError of every kind.
     """
     everybody = [*teachers, *([arbiter] if arbiter else [])]
     _check_student(quality, out_of_fold)
@@ -157,6 +159,8 @@ def make_labels(*, task: TaskSpec, data: DataSpec, teachers: Sequence[Teacher], 
     dry = labeler.dry_run and rehearsal.mode != "always"
     rehearsed = not dry and rehearses(rehearsal.mode, everybody, drawn=dataset.drawn)
     asks = not labeler.dry_run and out is not None
+    if tag:
+        tag({"rehearsal": _stand_ins(rehearsed, dataset, everybody) or "no"})
     if rehearsed and asks:
         warn("REHEARSAL: a stand-in teacher on loopback answers. Nothing is paid, and no figure is a real one.")
     review = ReviewFile(home / "review" / task.name / "review_labels.csv", task, quality.reviewer)
@@ -164,14 +168,15 @@ def make_labels(*, task: TaskSpec, data: DataSpec, teachers: Sequence[Teacher], 
         say(f"Review: {imported} edit(s) imported from {review.path}")
     pool = splits.pool[: labeler.max_items]
     gold_truths = {item.key: item.truth for item in splits.choose if item.truth}
+    images = data.kind == "images"
     survey = Survey(
-        task=task, teachers=teachers, arbiter=arbiter, how=data.shown if data.kind == "images" else None,
+        task=task, teachers=teachers, arbiter=arbiter, how=data.shown if images else None,
         spec=labeler if asks else replace(labeler, dry_run=True), store=store,
         rehearsal=rehearsal if rehearsed else None, max_pixels=data.max_pixels, seed=seed, job=job,
         second_looks=quality.second_looks if quality.second_look_share else 0,
     )
     try:
-        answers = survey.run(splits.choose, pool, partial(check_collapse, truths=gold_truths, task=task))
+        answers = survey.run(splits.choose, pool, partial(check_collapse, truths=gold_truths, task=task, images=images))
         by_people = review.annotations(store)
         known = {item.key: item for item in splits.pool}
         in_pool = {item.key for item in pool} | {a.item for a in by_people if a.item in known}
@@ -202,9 +207,8 @@ def make_labels(*, task: TaskSpec, data: DataSpec, teachers: Sequence[Teacher], 
     labels = [label for label in everything if label.item in known]
     without_people = concluded(answers.annotations, student)
     on_gold = [label for label in without_people if label.item in gold_truths]
-    judged = teacher_accuracy(answers.annotations, gold_truths, task)
+    judged = teacher_accuracy(answers.annotations, gold_truths, task, answers.panel)
     accuracy = judged.get(answers.annotator)
-    enough = enough_gold(accuracy.value, quality.gold_half_width) if accuracy else None
     truths = {item.key: item.truth for item in pool if item.truth}
     unreviewed = [label for label in without_people if label.item in known]
     made = Labelled(
@@ -212,13 +216,14 @@ def make_labels(*, task: TaskSpec, data: DataSpec, teachers: Sequence[Teacher], 
         unreviewed=unreviewed,
         rehearsed=rehearsed, agreement=agreement(answers.annotations, task, answers.panel),
         independence=independence(answers.annotations, gold_truths, task, answers.panel, seed=seed),
-        gold_accuracy=judged, gold_confusion=teacher_confusion(answers.annotations, gold_truths, task),
+        gold_accuracy=judged, gold_confusion=teacher_confusion(answers.annotations, gold_truths, task, answers.panel),
         gold_accepted=label_accuracy(on_gold, gold_truths),
         truth_accuracy=label_accuracy(labels, truths) if len(truths) == len(pool) else None,
         reliability=reliability(on_gold, gold_truths),
         audit=audit(unreviewed, by_people, task=task, spot_checks=quality.spot_checks, seed=data.split_seed),
         reviewers=reviewer_agreement(by_people, task),
-        enough_gold=enough if accuracy and enough and enough > accuracy.n else None, suspects=looked_at,
+        enough_gold=needed_gold(accuracy, len(gold_truths), quality.gold_half_width) if accuracy else None,
+        suspects=looked_at,
     )
     if not asks or out is None:
         return made
@@ -229,9 +234,16 @@ def make_labels(*, task: TaskSpec, data: DataSpec, teachers: Sequence[Teacher], 
     made = replace(made, files=(listed, to_review))
     _show(made)
     if not any(label.accepted for label in labels):
-        raise QualityError(f"None of {len(labels)} labels was accepted ({made.outcome()}). Lower "
-                           "quality.min_confidence, or look at the file of labels: " + str(listed))
+        endings = ", ".join(f"{ending} {count}" for ending, count in made.outcome().items() if count)
+        ways = ways_out(labels, on_gold, truths=gold_truths, spec=quality)
+        raise QualityError(f"None of {len(labels)} labels was accepted ({endings}). {ways} All labels: {listed}")
     return made
+
+
+def _stand_ins(rehearsed: bool, dataset: Dataset, teachers: Sequence[Teacher]) -> str:
+    parts = ["stand-in teacher"] * rehearsed + ["drawn images"] * dataset.drawn
+    recorded = any(teacher.answers for teacher in teachers)
+    return f"REHEARSAL ({', '.join(parts)})" if parts else "recorded answers" if recorded else ""
 
 
 def _check_student(quality: QualitySpec, out_of_fold: OutOfFold | None) -> None:
@@ -252,12 +264,14 @@ def _show(made: Labelled) -> None:
                      str(effective) if effective else f"unknown: {made.independence.reason}"))
     for who, interval in made.gold_accuracy.items():
         name = "teacher's" if len(made.gold_accuracy) == 1 else f"{who}:"
-        rows.append((f"{name} accuracy on gold", str(interval)))
+        alone = ", on what it was asked alone" if who == made.answers.panel.arbiter else ""
+        rows.append((f"{name} accuracy on gold{alone}", str(interval)))
     if made.gold_accepted:
         rows.append(("accepted labels' accuracy on gold", str(made.gold_accepted)))
     if made.reliability:
         said, fitted = made.reliability.said, made.reliability.calibrated
-        rows.append(("calibration error of probabilities", f"{fitted.ece:.3f}"
+        error = "one probability for all, split votes apart" if made.reliability.one_for_all else f"{fitted.ece:.3f}"
+        rows.append(("calibration error of probabilities", error
                      + (f" (of confidence as said {said.ece:.3f})" if said else "")))
     if made.audit:
         rows.append((f"accepted labels' accuracy, {made.audit.accuracy.n} spot checks", str(made.audit.accuracy)))
@@ -274,7 +288,7 @@ def _show(made: Labelled) -> None:
         rows.append(("what else came back", ", ".join(f"{name} {n}" for name, n in sorted(failures.items()))))
     table(f"Labels {made.stand_ins}".strip(), rows, ("what", "figure"))
     if made.enough_gold:
-        say(f"Gold is small: about {made.enough_gold} items would bring the teacher's accuracy within "
+        say(f"Gold is small: {advice(made.enough_gold)} would bring the teacher's accuracy within "
             "quality.gold_half_width.")
     say(f"All labels: {made.files[0]}")
     say(f"To review: {made.files[1]}. Write a class into label_final; the next run imports it.")

@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
-from sklearn.metrics import roc_auc_score
+from scipy.special import betaincinv  # scipy.stats takes 60 MB
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
@@ -112,8 +111,10 @@ def proportion(successes: int, n: int, level: float = 0.95) -> Interval:
         raise ValueError(f"successes={successes} of n={n}: a share needs 0 <= successes <= n and n > 0")
     if not 0 < level < 1:
         raise ValueError(f"level={level}: must lie between 0 and 1")
-    bounds = binomtest(successes, n).proportion_ci(confidence_level=level, method="exact")
-    return Interval(successes / n, float(bounds.low), float(bounds.high), n)
+    failures, tail = n - successes, (1 - level) / 2
+    low = betaincinv(successes, failures + 1, tail) if successes else 0.0
+    high = betaincinv(successes + 1, failures, 1 - tail) if failures else 1.0
+    return Interval(successes / n, float(low), float(high), n)
 
 
 def bootstrap(statistic: Callable[[npt.NDArray[np.int64]], float], n: int, *, seed: int, draws: int = 1000) -> Interval:
@@ -133,6 +134,8 @@ def bootstrap(statistic: Callable[[npt.NDArray[np.int64]], float], n: int, *, se
 
 def auroc(probabilities: Floats, truth: Ints) -> float:
     """Area under the ROC curve, each class against the rest, averaged; nan unless every class occurs in the truth."""
+    from sklearn.metrics import roc_auc_score  # takes memory while a million items are asked about
+
     size = probabilities.shape[1]
     if len(np.unique(truth)) < size:
         return math.nan

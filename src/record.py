@@ -1,6 +1,7 @@
 """What a job leaves behind in its MLflow run and on the console.
 
-Joins the records with the pictures and pages of `reporting/`; decides nothing.
+Joins the records with the pictures and pages of `reporting/`; decides nothing. What draws is loaded where it is needed:
+it takes memory while a million items are asked about.
 """
 
 import json
@@ -20,7 +21,6 @@ from src.config import Job, output_folder, recorded
 from src.console import say, table
 from src.data.images import load
 from src.labels import Labelled
-from src.reporting import figures
 from src.reporting.datacard import datacard
 from src.task import TaskSpec
 from src.tracking import Run, open_run
@@ -49,8 +49,10 @@ def run_of(cfg: DictConfig, job: Job, *, stage: str) -> Iterator[Run | None]:
 
 def record_labels(run: Run, made: Labelled, task: TaskSpec) -> None:
     """Figures, files, data set and prompt of the labelling half."""
-    run.tags({"rehearsal": made.stand_ins or "no", "dataset_hash": made.dataset.hash,
-              "prompt_hash": made.answers.prompt.hash, "annotator": made.answers.annotator})
+    from src.reporting import figures
+
+    run.tags({"dataset_hash": made.dataset.hash, "prompt_hash": made.answers.prompt.hash,
+              "annotator": made.answers.annotator})
     run.metrics(made.figures())
     for path in made.files:
         run.file(path)
@@ -101,6 +103,8 @@ def record_student(run: Run, student: "Distilled", judged: "Judged", made: Label
 
 def record_judgements(run: Run, judged: "Judged", classes: list[str], max_pixels: int, note: str) -> None:
     """Confusion, per-class table, mistakes and coverage of every part that was judged."""
+    from src.reporting import figures
+
     for part, judgement in judged.parts.items():
         scores = judgement.scores
         run.metrics(scores.flat(part))
@@ -171,6 +175,8 @@ def show_where(run: Run, job: Job) -> None:
 
 def _mistakes(judgement: "Judgement", classes: list[str], max_pixels: int, title: str, note: str) -> Any:
     """The mistakes that the student was surest of, or None where it made none."""
+    from src.reporting import figures
+
     answers, confidence = judgement.probabilities.argmax(axis=1), judgement.probabilities.max(axis=1)
     wrong = sorted((n for n in range(len(answers)) if answers[n] != judgement.truth[n]), key=lambda n: -confidence[n])
     if not wrong:

@@ -20,7 +20,7 @@ from src.quality.contact_sheet import contact_sheet
 from src.quality.label_studio_answers import import_answers
 from src.quality.label_studio_tasks import embedded, export_tasks, local
 from src.quality.review_file import ReviewFile
-from src.quality.review_list import SPOT_CHECK, Listed, to_review
+from src.quality.review_list import Listed, to_review
 from src.quality.reviewers import last_words, reviewer_agreement
 from src.quality.spot_checks import audit
 from src.quality.spreadsheet import write_whole
@@ -108,7 +108,7 @@ def _judge(job: Review, file: ReviewFile, store: Store, made: Labelled, items: M
 
 
 def _counted(listed: list[Listed]) -> str:
-    spots = sum(one.why.startswith(SPOT_CHECK) for one in listed)
+    spots = sum(one.blind for one in listed)
     return f"{len(listed)} items, {spots} of them spot checks"
 
 

@@ -3,15 +3,17 @@
 What stands here cost money or a person's time; everything else can be derived from it again. Beside the annotations
 stand claims: who is asking which question right now, so that two processes never ask the same one and a process that
 dies leaves word of what it may have to pay for. Knows nothing about teachers, tasks or labels, nor how it is found out
-that a process died. SQLite by default; any SQLAlchemy address works.
+that a process died. SQLite by default; PostgreSQL works by its SQLAlchemy address.
 """
 
 import re
+import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,7 @@ from src.task import Annotation, Failure
 
 SCHEMA_VERSION = 2
 LOCK_WAIT_S = 30.0
+MOST_ROWS = 500  # in one statement, and
 MOST_ITEMS = 500  # in one look-up: databases limit the values of a statement
 
 metadata = sa.MetaData()
@@ -66,13 +69,14 @@ claims = sa.Table(
     sa.Column("task_version", sa.Integer, nullable=False),
     sa.Column("job", sa.String(64), nullable=False),
     sa.PrimaryKeyConstraint("annotator", "prompt_hash", "item", "pass_index"),
+    sqlite_with_rowid=False,  # one tree to write instead of two
 )
 # When each process that holds claims was last heard of.
 owners = sa.Table("owners", metadata, sa.Column("owner", sa.String(100), primary_key=True),
                   sa.Column("beat_at", sa.DateTime, nullable=False))
 versions = sa.Table("schema_version", metadata, sa.Column("version", sa.Integer, nullable=False))
 
-NAMES = [f.name for f in fields(Annotation)]
+NAMES = [f.name for f in fields(Annotation) if f.name != "attempt"]
 
 
 class Key(NamedTuple):
@@ -136,14 +140,18 @@ class Store:
                 sa.event.listen(self._engine, "connect", _prepare_sqlite)
             else:
                 self._engine = sa.create_engine(url, pool_pre_ping=True)
+            dialect = self._engine.dialect
+            self._time: Callable[[datetime], Any] = _as_driver_wants(sa.DateTime(), dialect)
+            self._insert = _Bulk(dialect, NAMES, INSERT)
+            self._take = _Bulk(dialect, [*claims.c.keys(), "known"], TAKE)
+            self._release = _Bulk(dialect, Key._fields, RELEASE)
             with self._writing() as connection:
                 self._check_version(connection)
         self._made = True
 
-    def add(self, batch: Sequence[Annotation]) -> list[Annotation]:
-        """Append annotations in one transaction and return them with the attempt numbers they got."""
-        with self._translated("written"), self._writing() as connection:
-            return self._append(connection, batch)
+    def add(self, batch: Sequence[Annotation]) -> None:
+        """Append annotations in one transaction. Each question's attempts are numbered as they come, from 0."""
+        self.settle(batch)
 
     def settle(self, batch: Sequence[Annotation], *, release: Sequence[Key] = (),
                wanted: Sequence[Claim] = ()) -> list[Standing]:
@@ -153,11 +161,8 @@ class Store:
         """
         with self._translated("written"), self._writing() as connection:
             self._append(connection, batch)
-            if release:
-                matches = [claims.c[name] == sa.bindparam(f"_{name}") for name in Key._fields]
-                connection.execute(claims.delete().where(*matches),
-                                   [{f"_{name}": value for name, value in key._asdict().items()} for key in release])
-            return self._claim(connection, wanted) if wanted else []
+            self._release(connection, release)
+            return self._claim(connection, wanted)
 
     def beat(self, owner: str) -> None:
         """Note that `owner` is alive."""
@@ -184,10 +189,10 @@ class Store:
                            why="in flight when its process died; booked at its worst case")
                 for row in connection.execute(sa.select(claims).where(claims.c.owner.in_(dead)))
             ]
-            booked = self._append(connection, lost)
+            self._append(connection, lost)
             for table in (claims, owners):
                 connection.execute(table.delete().where(table.c.owner.in_(dead)))
-            return booked
+            return lost
 
     def answered(self, annotator: str, prompt_hash: str, items: Sequence[str] | None = None) -> Iterator[Answered]:
         """Every annotation by this annotator with this prompt, of some items or of all, without its words, in no
@@ -197,19 +202,20 @@ class Store:
             c.annotator == annotator, c.prompt_hash == prompt_hash)
         if items is None and self._sqlite:
             # Reading rows where they lie takes half the time of looking each one up from the index, which the
-            # database would choose; a unary plus keeps it from that.
-            plain = sa.text("SELECT item, pass_index, attempt, label, failure, cost_usd FROM annotations "
-                            "WHERE +annotator = :annotator AND +prompt_hash = :prompt_hash")
-            chunks: list[Any] = [plain.bindparams(annotator=annotator, prompt_hash=prompt_hash)]
-        elif items is None:
-            chunks = [query]
-        else:
-            chunks = [query.where(c.item.in_(items[start:start + MOST_ITEMS]))
-                      for start in range(0, len(items), MOST_ITEMS)]
+            # database would choose; a unary plus keeps it from that. The driver's own cursor halves it once more.
+            plain = ("SELECT item, pass_index, attempt, label, failure, cost_usd FROM annotations "
+                     "WHERE +annotator = ? AND +prompt_hash = ?")
+            with self._translated("read"), closing(self._engine.raw_connection()) as driver:
+                cursor = driver.cursor()
+                cursor.execute(plain, (annotator, prompt_hash))
+                while rows := cursor.fetchmany(2000):
+                    yield from map(partial(tuple.__new__, Answered), rows)  # `_make` takes three times as long
+            return
+        chunks = [query] if items is None else [query.where(c.item.in_(items[start:start + MOST_ITEMS]))
+                                                for start in range(0, len(items), MOST_ITEMS)]
         with self._translated("read"), self._engine.connect().execution_options(yield_per=2000) as connection:
             for chunk in chunks:
-                for rows in connection.execute(chunk).partitions():
-                    yield from (Answered(*row) for row in rows)
+                yield from map(Answered._make, connection.execute(chunk))
 
     def spent(self, job: str) -> float:
         """What all annotations of one job cost, in US dollars."""
@@ -241,53 +247,45 @@ class Store:
     def close(self) -> None:
         self._engine.dispose()
 
-    def _append(self, connection: sa.Connection, batch: Sequence[Annotation]) -> list[Annotation]:
-        last = self._last_attempts(connection, {_key(annotation) for annotation in batch})
-        numbered = []
-        for annotation in batch:
-            last[_key(annotation)] += 1
-            numbered.append(replace(annotation, attempt=last[_key(annotation)]))
-        if numbered:
-            connection.execute(annotations.insert(), [_row(annotation) for annotation in numbered])
-        return numbered
-
-    def _last_attempts(self, connection: sa.Connection, keys: set[Key]) -> dict[Key, int]:
-        """The highest attempt of each question; -1 where nothing was annotated yet."""
-        found = dict.fromkeys(keys, -1)
-        c = annotations.c
-        for who, items in _by_asked(keys):
-            query = sa.select(c.item, c.pass_index, sa.func.max(c.attempt)).where(
-                c.annotator == who[0], c.prompt_hash == who[1], c.item.in_(items)).group_by(c.item, c.pass_index)
-            for item, pass_index, attempt in connection.execute(query):
-                if (key := Key(*who, item, pass_index)) in found:
-                    found[key] = attempt
-        return found
+    def _append(self, connection: sa.Connection, batch: Sequence[Annotation]) -> None:
+        while batch:
+            # Attempts are numbered by what the table holds, so a question that comes twice is another statement's.
+            rows: dict[Key, list[Any]] = {}
+            later = []
+            for a in batch:
+                key = Key(a.annotator, a.prompt_hash, a.item, a.pass_index)
+                if key in rows:
+                    later.append(a)
+                    continue
+                created_at = self._time(a.created_at.astimezone(UTC).replace(tzinfo=None))
+                rows[key] = [a.item, a.annotator, a.prompt_hash, a.task, a.pass_index, a.label,
+                             a.failure.value if a.failure else None, a.confidence, a.why, a.cost_usd, a.tokens_in,
+                             a.tokens_out, a.latency_s, created_at, a.model, a.provider, a.shown_hash, a.reply,
+                             a.task_version, a.job]
+            self._insert(connection, list(rows.values()))
+            batch = later
 
     def _claim(self, connection: sa.Connection, wanted: Sequence[Claim]) -> list[Standing]:
-        keys = {claim.key for claim in wanted}
-        last = self._last_attempts(connection, keys)
+        first = {claim.key: claim for claim in reversed(wanted)}
+        taken = self._take(connection, [(*claim.key, claim.owner, claim.worst_usd, claim.task, claim.task_version,
+                                         claim.job, claim.known) for claim in first.values()])
+        if taken == len(wanted):
+            return [Standing(claim.owner) for claim in wanted]
+        # Some were not to be had: look who holds them, and what is new about them.
         held: dict[Key, str] = {}
-        for who, items in _by_asked(keys):
-            query = sa.select(claims).where(claims.c.annotator == who[0], claims.c.prompt_hash == who[1],
-                                            claims.c.item.in_(items))
-            held |= {Key(*who, row.item, row.pass_index): row.owner for row in connection.execute(query)}
-        standings, taken = [], []
-        for claim in wanted:
-            if last[claim.key] >= claim.known:
-                matches = [annotations.c[name] == value for name, value in claim.key._asdict().items()]
-                query = sa.select(annotations).where(*matches, annotations.c.attempt >= claim.known)
-                news = connection.execute(query.order_by(annotations.c.attempt))
-                standings.append(Standing(held.get(claim.key), tuple(_annotation(row._mapping) for row in news)))
-            elif claim.key in held:
-                standings.append(Standing(held[claim.key]))
-            else:
-                held[claim.key] = claim.owner
-                taken.append({**claim.key._asdict(), "owner": claim.owner, "worst_usd": claim.worst_usd,
-                              "task": claim.task, "task_version": claim.task_version, "job": claim.job})
-                standings.append(Standing(claim.owner))
-        if taken:
-            connection.execute(claims.insert(), taken)
-        return standings
+        news: dict[Key, list[Annotation]] = defaultdict(list)
+        for who, items in _by_asked({claim.key for claim in wanted}):
+            for table in (claims, annotations):
+                c = table.c
+                query = sa.select(table).where(c.annotator == who[0], c.prompt_hash == who[1], c.item.in_(items))
+                for row in connection.execute(query.order_by(c.attempt) if table is annotations else query):
+                    key = Key(*who, row.item, row.pass_index)
+                    if table is claims:
+                        held[key] = row.owner
+                    else:
+                        news[key].append(_annotation(row._mapping))
+        return [Standing(held.get(claim.key), tuple(a for a in news[claim.key] if a.attempt >= claim.known))
+                for claim in wanted]
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
@@ -327,11 +325,56 @@ class Store:
         """Foreign database errors become a StoreError that says what to do; nothing is ever deleted or reset."""
         try:
             yield
-        except (sa.exc.SQLAlchemyError, ImportError, OSError, ValueError, OverflowError) as error:
+        except (sa.exc.SQLAlchemyError, sqlite3.Error, ImportError, OSError, ValueError, OverflowError) as error:
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
             raise StoreError(
                 f"The annotation store {self._shown} could not be {what}: {cause}. {_way_out(cause)}"
             ) from error
+
+
+class _Bulk:
+    """A statement over many rows that stand before it as `given`. It is one step for the database: a step for each row
+    would hand Python's lock to and fro, and asking, which goes on meanwhile, would stand still for most of the time.
+    Returns how many rows were changed."""
+
+    def __init__(self, dialect: sa.Dialect, columns: Sequence[str], statement: str) -> None:
+        self._mark = "?" if dialect.paramstyle == "qmark" else "%s"
+        self._columns = columns
+        self._statement = statement
+
+    def __call__(self, connection: sa.Connection, rows: Sequence[Sequence[Any]]) -> int:
+        changed = 0
+        for start in range(0, len(rows), MOST_ROWS):
+            some = rows[start:start + MOST_ROWS]
+            row = f"({', '.join([self._mark] * len(self._columns))})"
+            given = f"given ({', '.join(self._columns)}) AS (VALUES {', '.join([row] * len(some))})"
+            values = tuple(value for row in some for value in row)
+            changed += connection.exec_driver_sql(self._statement.format(given=given), values).rowcount
+        return changed
+
+
+def _as_driver_wants(kind: "sa.types.TypeEngine[Any]", dialect: sa.Dialect) -> Callable[[Any], Any]:
+    return kind.dialect_impl(dialect).bind_processor(dialect) or (lambda value: value)
+
+
+def _same_question(table: str) -> str:
+    return " AND ".join(f"{table}.{name} = given.{name}" for name in Key._fields)
+
+
+# The attempt is the one that comes next. A confidence that nobody gave has no type for PostgreSQL, unless it is told.
+INSERT = f"""
+    INSERT INTO annotations ({", ".join(NAMES)}, attempt) WITH {{given}}
+    SELECT {", ".join(name if name != "confidence" else "CAST(confidence AS DOUBLE PRECISION)" for name in NAMES)},
+        coalesce((SELECT max(attempt) + 1 FROM annotations WHERE {_same_question("annotations")}), 0)
+    FROM given"""
+# Unless somebody holds the question, or more is known about it than the asker knows.
+TAKE = f"""
+    INSERT INTO claims ({", ".join(claims.c.keys())}) WITH {{given}}
+    SELECT {", ".join(claims.c.keys())} FROM given
+    WHERE NOT EXISTS (SELECT 1 FROM claims WHERE {_same_question("claims")})
+        AND NOT EXISTS (SELECT 1 FROM annotations WHERE {_same_question("annotations")} AND attempt >= known)"""
+RELEASE = f"""
+    DELETE FROM claims WHERE ({", ".join(Key._fields)}) IN (WITH {{given}} SELECT * FROM given)"""
 
 
 def _parse(address: str) -> tuple[str, sa.URL]:
@@ -392,15 +435,8 @@ def _by_asked(keys: set[Key]) -> Iterator[tuple[tuple[str, str], list[str]]]:
             yield who, listed[start:start + MOST_ITEMS]
 
 
-def _row(annotation: Annotation) -> dict[str, Any]:
-    row = {name: getattr(annotation, name) for name in NAMES}
-    row["failure"] = annotation.failure.value if annotation.failure else None
-    row["created_at"] = annotation.created_at.astimezone(UTC).replace(tzinfo=None)
-    return row
-
-
 def _annotation(row: Any) -> Annotation:
-    values = {name: row[name] for name in NAMES}
+    values = dict(row)
     values["failure"] = Failure(row["failure"]) if row["failure"] else None
     values["created_at"] = row["created_at"].replace(tzinfo=UTC)
     return Annotation(**values)

@@ -4,6 +4,7 @@ Knows nothing about where items come from, who annotates them or what learns fro
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -89,6 +90,9 @@ def spelling(raw: str) -> str:
     return re.sub(r"[\s\-_]+", "_", raw.strip().strip("\"'.").lower())
 
 
+NO_ATTRIBUTES: Mapping[str, str] = {}  # one for all items that have none, which may be a million
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One thing to label.
@@ -103,7 +107,7 @@ class Item:
     name: str
     group: str | None = None
     twin: str | None = None
-    attributes: dict[str, str] = field(default_factory=dict, hash=False)
+    attributes: Mapping[str, str] = field(default_factory=lambda: NO_ATTRIBUTES, hash=False)
     truth: str | None = None
 
 

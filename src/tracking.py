@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -30,13 +30,15 @@ import sqlalchemy as sa
 import yaml
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from matplotlib.figure import Figure
 from mlflow.entities import RunStatus, ViewType
 from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig
 
 from src.config import without_passwords
 from src.errors import TrackingError
+
+if TYPE_CHECKING:  # takes memory while a million items are asked about
+    from matplotlib.figure import Figure
 
 PARENT = "FLYWHEEL_PARENT_RUN"  # environment variable: id of the sweep's run
 FAILED = "flywheel.failed."  # tag of the sweep's run, by the number of a job that failed: why
@@ -65,7 +67,7 @@ class Run:
         """All leaves of a nested config, under dotted names."""
         mlflow.log_params({_allowed(name): value for name, value in _leaves("", config)})
 
-    def figure(self, figure: Figure, name: str) -> None:
+    def figure(self, figure: "Figure", name: str) -> None:
         mlflow.log_figure(figure, f"figures/{name}.png", save_kwargs={"dpi": 120})
 
     def table(self, rows: pd.DataFrame, name: str) -> None:

@@ -34,6 +34,7 @@ def main(cfg: DictConfig) -> None:
             task=job.task, data=job.data, teachers=job.teachers, arbiter=job.arbiter, labeler=job.labeler,
             quality=job.quality, rehearsal=job.rehearsal, home=Path(job.home), store=Store(job.store),
             out=output_folder(), seed=job.seed, job=run.payer if run else "", note=run.metrics if run else None,
+            tag=run.tags if run else None,
             out_of_fold=partial(
                 out_of_fold, task=job.task, spec=job.student, trainer=job.trainer, folds=job.quality.folds,
                 sharpen=job.data.shown.sharpen, max_pixels=job.data.max_pixels, seed=job.seed, out=output_folder(),

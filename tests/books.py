@@ -67,7 +67,7 @@ def cost(used: dict[str, int]) -> float:
 def most_usd() -> float:
     """What one request can cost at the most, an unusable answer shown again included."""
     teacher = make_teacher("http://x", **TEACHER)
-    return worst_usd(make_texts(1)[0].key, teacher, render(TASK, None)) + again_usd(teacher, TASK)
+    return worst_usd(teacher, render(TASK, None))(make_texts(1)[0].key) + again_usd(teacher, TASK)
 
 
 def usable(a: Annotation) -> bool:

@@ -1,15 +1,22 @@
 """What many tests start from. Nothing here reaches beyond loopback."""
 
+import functools
+import json
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import review_folder
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
 
-import src.config
 from src.config import Job, read
+from src.quality.review_file import ReviewFile
+from src.store import Store
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -18,21 +25,52 @@ SHARED = ROOT.parent / "shared" / "data"
 for name in ("OPENROUTER_API_KEY", "OPENAI_API_KEY", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What is trained here is so small that threads mostly wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.fixture
-def make_job(tmp_path: Path) -> Callable[..., Job]:
+@functools.cache
+def composed(name: str, *overrides: str) -> DictConfig:
+    """A config from `conf/`; kept, since Hydra takes a third of a second for each. Change copies of it only."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+@pytest.fixture(scope="session")
+def make_job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
     """A typed config from `conf/`, with all state below a temporary folder."""
+    home = tmp_path_factory.mktemp("home")
 
-    def make(*overrides: str, name: str = "job") -> Job:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            cfg = compose(name, overrides=[f"home={tmp_path / 'mlruns'}", *overrides])
-        job = read(cfg, src.config.Job)
+    def make(*overrides: str) -> Job:
+        job = read(composed("job", f"home={home}", *overrides), Job)
         assert isinstance(job, Job)
         return job
 
     return make
+
+
+@pytest.fixture(scope="session")
+def loaded() -> dict[str, set[str]]:
+    """What a process has loaded that imports one of our modules after the other; by module, lightest first."""
+    names = ["src.metrics", "src.quality.suspects", "src.reporting.figures", "src.labeling.ask", "src.label"]
+    program = f"import importlib, json, sys\nfor name in {names}:\n    importlib.import_module(name)\n    " \
+              "print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    return {name: set(json.loads(line)) for name, line in zip(names, done.stdout.splitlines(), strict=True)}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "annotations.db")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def review(tmp_path: Path) -> ReviewFile:
+    """Where `review_folder`'s labels are reviewed; no file is written yet."""
+    return ReviewFile(tmp_path / "review/fruit/review_labels.csv", review_folder.TASK, "ada")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -219,16 +219,19 @@ def plan_for(items: list[Item], store: Store, *, task: TaskSpec = TASK, teacher:
                      retry_failed=spec.retry_failed)
 
 
+def shown(item: Item) -> tuple[bytes, str]:
+    image = JPEG + item.key.encode()
+    return image, hashlib.sha256(image).hexdigest()
+
+
 def label(server: Server | Rehearsal | str, items: list[Item] | int, store: Store, *,
           teacher: dict[str, Any] | None = None, updated: Callable[[int], None] = lambda done: None,
-          **changes: Any) -> Tally:
+          show: Callable[[Item], tuple[bytes, str]] | None = None, **changes: Any) -> Tally:
     """Run a labeler over what is still to be asked, by a server that lives as long or by what is at an address."""
     items = make_items(items) if isinstance(items, int) else items
     spec = make_spec(**changes)
 
-    def show(item: Item) -> tuple[bytes, str]:
-        image = JPEG + item.key.encode()
-        return image, hashlib.sha256(image).hexdigest()
+    show = show or shown
 
     async def run() -> Tally:
         async with contextlib.AsyncExitStack() as stack:

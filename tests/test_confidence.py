@@ -267,6 +267,24 @@ def test_reliability_by_hand() -> None:
     assert found.calibrated.brier == pytest.approx((2 * 0.2**2 + 0.4**2 + 0.6**2) / 4)
 
 
+@pytest.mark.parametrize(("right", "wrong", "split_wrong", "one_for_all"), [
+    (60, 0, 0, True), (56, 4, 0, True), (55, 5, 0, False), (4, 30, 0, True), (30, 4, 4, True), (30, 1, 5, False)])
+def test_one_probability_for_all_is_told_as_such(right: int, wrong: int, split_wrong: int, one_for_all: bool) -> None:
+    """Its calibration error is next to nothing by construction. Labels of split votes are judged by themselves."""
+    truths = {f"{i}": "ant" for i in range(right + wrong + 2 * split_wrong)}
+    answers = ["ant"] * right + ["bee"] * wrong
+    labels = [label_of(f"{i}", label, votes=(label,), confidence=0.9 + 0.001 * i) for i, label in enumerate(answers)]
+    labels += [label_of(f"{right + wrong + i}", label, votes=("ant", "bee"), confidence=0.9 + 0.001 * i)
+               for i, label in enumerate(["ant", "bee"] * split_wrong)]
+    pool = [label_of(f"x{i}", votes=votes, confidence=0.9 + 0.001 * i) for i in range(9)
+            for votes in ((("ant",), ("ant", "bee")) if split_wrong else (("ant",),))]
+    made = with_probability([*labels, *pool], truths=truths, names=NAMES)
+    found = reliability(made[:len(labels)], truths)
+    assert found and found.one_for_all == one_for_all
+    kinds = 2 if split_wrong else 1
+    assert (len({label.probability for label in made[len(labels):]}) == kinds) == one_for_all
+
+
 def test_reliability_without_words_or_without_gold() -> None:
     found = reliability([label_of("a", probability=0.75), label_of("b", probability=0.75)], {"a": "ant", "b": "bee"})
     assert found is not None

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from src.data.dataset import Dataset, NearDuplicates
 from src.data.splits import Splits
-from src.labeling.ask import Answers
+from src.labeling.ask import PREFLIGHT, Answers
 from src.labeling.labeler import Tally
 from src.labeling.prompt import render
 from src.labeling.teacher import Price, Teacher, Terms
@@ -154,7 +154,8 @@ def test_every_figure_that_is_known_is_told() -> None:
                    figures["reviewers"], figures["audit"].accuracy, figures["agreement"].mapped,
                    figures["independence"].effective):
         assert str(figure) in text
-    for told in ("2 wrong", "kappa 0.611, alpha 0.622", "correlate by 0.633", "345 items", "21 labels looked mistaken",
+    for told in ("2 wrong", "kappa 0.611, alpha 0.622", "correlate by 0.633", "21 labels looked mistaken",
+                 "data.gold_size of about 345 (or so many rows in data.gold_csv)",
                  "mean 0.844, calibration error 0.045, Brier score 0.046",
                  "as the annotators say it: mean 0.951, calibration error 0.152, Brier score 0.153",
                  "by `cheap` on gold: pear taken for apple (31), apple taken for pear (2)",
@@ -180,9 +181,30 @@ def test_money_of_this_run_and_of_all_and_what_a_crash_lost() -> None:
     refused = said("c", None, failure=Failure.REFUSAL, cost_usd=0.001)
     text = card(said("a"), said("b"), lost, lost, refused, asked=asked, answered=4)
     assert "all runs together: $0.0630" in text and "12 requests for $0.0125; 4 questions were answered before" in text
-    assert "Lost: 2 questions" in text and "$0.0600 together" in text
+    assert "Lost: 2 requests were cut off, as a run was stopped or its process died" in text
+    assert "$0.0600 together" in text
     assert "What else came back in this run: rate_limit 2, timeout 1" in text
     assert "`maker/model` by `Host` (2)" in text  # what was lost did not answer
+
+
+def test_a_question_that_was_not_asked_once_more_is_no_loss() -> None:
+    """A run that stops at its cap leaves such a mark: nothing was in flight, and nothing was paid."""
+    mark = said("c", None, failure=Failure.LOST, cost_usd=0.0, why="the run ended before it was asked once more")
+    assert "Lost" not in card(said("a"), mark)
+    assert "Lost: 1 requests" in card(said("a"), mark, replace(mark, item="b", cost_usd=0.03))
+
+
+def test_what_an_arbiter_said_in_its_preflight_is_none_of_its_answers() -> None:
+    asked = [said("a"), said("a", annotator="strong"), said("b", annotator="strong", pass_index=PREFLIGHT)]
+    text = card(*asked, arbiter="strong")
+    assert "`strong`: asked where these disagree; 1 answers" in text and "`maker/model` by `Host` (2)" in text
+
+
+def test_one_probability_for_all_is_not_praised_for_its_calibration() -> None:
+    trust = Reliability(proportion(57, 60), Trust(0.951, 0.152, 0.153), Trust(0.944, 0.001, 0.046), one_for_all=True)
+    text = card(said("a"), reliability=trust)
+    assert "one probability for all, split votes apart" in text and "mean 0.944, Brier score 0.046;" in text
+    assert "calibration error 0.001" not in text and "mean 0.951, calibration error 0.152" in text
 
 
 def test_answers_to_another_prompt_are_told_apart() -> None:

@@ -363,7 +363,8 @@ def test_what_a_dead_process_may_have_spent_counts_for_the_cap_of_its_job(tmp_pa
             with pytest.raises(end):
                 survey.run([], make_texts(50), lambda _: None)
             store.failures = 0
-    assert sum(billed) == 10 and sum(a.cost_usd for a in store.read()) == 10
+    # Six were in flight, and one more was claimed: nobody can know whether it was sent.
+    assert 9 <= sum(billed) <= 10 and sum(a.cost_usd for a in store.read()) == 10
 
 
 def test_what_was_booked_at_its_worst_makes_the_next_worst_no_worse(tmp_path: Path) -> None:

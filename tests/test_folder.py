@@ -381,13 +381,15 @@ def test_file_names_relative_to_a_csv_elsewhere(tmp_path: Path, monkeypatch: pyt
 
 
 BAD_ROWS = {
-    "semicolons": ("file;label\n0.png;apple\n", "needs the columns `file` and `label`"),
-    "no label": ("file,class\n0.png,apple\n", "needs the columns `file` and `label`"),
-    "no rows": ("file,label\n", "at least one row"),
-    "nothing": ("", "needs the columns `file` and `label`"),
+    "no label": ("file,class\n0.png,apple\n",
+                 r"no column 'label' \(KEY needs the columns `file` and `label`\)\. Columns found: 'file', 'class'\."),
+    "no file": ("name;label\n0.png;apple\n", r"no column 'file' \(KEY .*Columns found: 'name', 'label'\."),
+    "no rows": ("file,label\n", "no row below its header: give each image and its class"),
+    "nothing": ("", "needs the columns `file` and `label`.*It is empty"),
+    "UTF-16": ("\0f\0i\0l\0e\0,\0l\0a\0b\0e\0l\0\n", "holds NUL bytes, as UTF-16 files do: save it as UTF-8"),
     "unknown label": ("file,label\n0.png,apple\n1.png,plum\n", r"line 3: 'plum' is not a class\. Classes: apple, pear"),
     "empty label": ("file,label\n0.png,\n", "line 2: '' is not a class"),
-    "short row": ("file,label\n0.png\n", "line 2: None is not a class"),
+    "short row": ("file,label\n0.png\n", "line 2: '' is not a class"),
     "file comes last": ("label,file\napple\n", "line 2: there is no image ''"),
     "missing file": ("file,label\n9.png,apple\n", r"line 2: there is no image '9\.png' in .*images"),
     "a folder": ("file,label\n.,apple\n", r"line 2: there is no image '\.'"),
@@ -402,14 +404,31 @@ BAD_ROWS = {
 def test_a_csv_that_does_not_fit(plain: Path, case: str, kind: str) -> None:
     rows, message = BAD_ROWS[case]
     path = write(plain / "rows.csv", rows)
-    with pytest.raises(DataError, match=rf"{path}.*{message}"):
+    with pytest.raises(DataError, match=rf"{path}.*{message.replace('KEY', f'data.{kind}')}"):
         read(plain, **{kind: path})
 
 
-def test_a_csv_that_cannot_be_read(plain: Path) -> None:
-    for path in (plain / "nowhere.csv", plain, write(plain / "latin.csv", "file,label\nä.png,apple\n", "latin-1")):
-        with pytest.raises(DataError, match=rf"{path} cannot be read as a UTF-8 CSV file: "):
-            read(plain, truth_csv=path)
+@pytest.mark.parametrize("kind", ["truth_csv", "gold_csv"])
+def test_a_csv_that_cannot_be_read(plain: Path, kind: str) -> None:
+    for path in (plain / "nowhere.csv", plain):
+        with pytest.raises(DataError, match=rf"data\.{kind}='{path}' cannot be read: (No such file|Is a directory)"):
+            read(plain, **{kind: path})
+    latin = write(plain / "latin.csv", "file,label\n0.png,apple\nä.png,apple\n", "latin-1")
+    with pytest.raises(DataError, match=rf"{latin}, line 3, is not UTF-8: save the file as UTF-8"):
+        read(plain, **{kind: latin})
+
+
+@pytest.mark.parametrize("bom", [False, True])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_a_spreadsheets_csv_is_read_whatever_its_delimiter(plain: Path, delimiter: str, bom: bool) -> None:
+    rows = "file; label ;group;city;\r\n0.png;Apples;g1;Köln, am Rhein;\r\n\r\n1.png;pear\r\n"
+    rows = rows.replace("Köln, am Rhein", '"Köln, am Rhein"').replace(";", delimiter)
+    path = write(plain / "truth.csv", rows, "utf-8-sig" if bom else "utf-8")
+    items = by_name(read(plain, truth_csv=path).train)
+    assert {name: (item.truth, item.group, item.attributes) for name, item in items.items() if item.truth} == {
+        "0.png": ("apple", "g1", {"city": "Köln, am Rhein"}), "1.png": ("pear", None, {"city": ""})}
+    gold = write(plain / "gold.csv", rows)
+    assert len(read(plain, gold_csv=gold).gold) == 2
 
 
 def test_an_image_outside_the_folder_is_not_silently_gold(plain: Path) -> None:

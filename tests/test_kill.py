@@ -28,6 +28,7 @@ pytestmark = pytest.mark.slow
 KILLS = 100
 ITEMS = 1200
 CONCURRENCY = 10
+AT_MOST_CLAIMED = 3 * CONCURRENCY + 1  # under way, on their way to the disk, and for the slots that come free next
 
 
 class Books(Server):
@@ -115,7 +116,7 @@ def test_killed_at_a_hundred_moments_the_books_are_right_and_nothing_stored_is_a
             else:
                 assert set(before) == set(now)
             assert lost_rows(rows) == to_be_booked
-            assert len(now) <= CONCURRENCY and len({held.owner for held in now}) <= 1
+            assert len(now) <= AT_MOST_CLAIMED and len({held.owner for held in now}) <= 1
 
         answered: set[tuple[str, int]] = set()
         for _ in range(5):
@@ -130,7 +131,7 @@ def test_killed_at_a_hundred_moments_the_books_are_right_and_nothing_stored_is_a
     assert lost_rows(rows) == to_be_booked
     lost = sum(a.failure == Failure.LOST for a in rows)
     bill, books = sum(entry.usd for entry in server.ledger), sum(a.cost_usd for a in rows)
-    assert bill <= books + 1e-9 and books <= bill + lost * most_usd() <= bill + KILLS * CONCURRENCY * most_usd()
+    assert bill <= books + 1e-9 and books <= bill + lost * most_usd() <= bill + KILLS * AT_MOST_CLAIMED * most_usd()
     # The test has met what it is about.
     assert len(moments) == KILLS and min(in_flight["between reply and commit"]) >= 1, in_flight
     assert sum(map(bool, in_flight["in flight"])) >= 40 and sum(map(bool, in_flight["any"])) >= 1, in_flight
@@ -192,7 +193,7 @@ def test_the_command_killed_goes_on_where_it_was(tmp_path: Path) -> None:
             assert set(stored) - on_disk <= answered.keys(), "nothing is on disk that was not answered"
             on_disk = set(stored)
             lost = answered.keys() - on_disk
-            assert len(lost) <= 10, f"{moment.__name__}: more was lost than can be in flight"
+            assert len(lost) <= AT_MOST_CLAIMED, f"{moment.__name__}: more was lost than can be in flight"
             lost_at[moment.__name__] += len(lost)
             booked = sum(a.cost_usd for a in label.stored()) + label.held_usd()
             assert booked >= sum(record["cost_usd"] for record in ledger) - 1e-9
@@ -209,7 +210,7 @@ def test_the_command_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     assert {a.failure for a in final} == {None, Failure.LOST}
     bill, books = sum(record["cost_usd"] for record in ledger), sum(a.cost_usd for a in final)
     worst = max(a.cost_usd for a in final if a.failure == Failure.LOST)
-    assert bill <= books + 1e-9 and books <= bill + len(moments) * 10 * worst
+    assert bill <= books + 1e-9 and books <= bill + len(moments) * AT_MOST_CLAIMED * worst
     # The blank one is nobody's label, and costs a fraction of a cent.
     spent = float(said.split("cost of these labels, all runs")[1].split("$")[1].split()[0])
     assert spent == pytest.approx(books, abs=0.005)

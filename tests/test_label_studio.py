@@ -8,7 +8,7 @@ import io
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,13 +37,6 @@ needs_sdk = pytest.mark.skipif(not SDK.exists(), reason="Label Studio's SDK is n
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "annotations.db")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def items(tmp_path: Path) -> dict[str, Item]:
     """A tiny image, a large one, one of an awkward name, and one between."""
     found = {}
@@ -57,7 +50,7 @@ def items(tmp_path: Path) -> dict[str, Item]:
 
 
 LISTED = [
-    Listed(Label(A, "apple", True, "x/v1#gemini", "", 0.9, ("apple", "apple"), "red", 0.97), "spot check"),
+    Listed(Label(A, "apple", True, "x/v1#gemini", "", 0.9, ("apple", "apple"), "red", 0.97), "kept"),
     Listed(Label(B, "pear", True, "x/v1#gemini", "admits doubt: guess", 0.5, ("pear", "pear")), "admits doubt: guess"),
     Listed(Label(C, None, False, "x/v1#gemini", "passes disagree", None, ("apple", None)), "passes disagree"),
     Listed(Label(D, "+1", False, "x/v1#gemini", "confidence not said", None, ("+1",)), "confidence not said"),
@@ -77,7 +70,7 @@ def exported(tmp_path: Path, items: dict[str, Item], address: Callable[[Path], s
 def test_a_task_says_what_was_predicted_and_how_sure_that_is(tmp_path: Path, items: dict[str, Item]) -> None:
     tasks = exported(tmp_path, items, local(tmp_path / "data/fruit"))
     assert [task["data"]["item"] for task in tasks] == [A, B, C, D]
-    assert tasks[0]["data"] == {"item": A, "task": "fruit", "file": "train/tiny.png", "why_listed": "spot check",
+    assert tasks[0]["data"] == {"item": A, "task": "fruit", "file": "train/tiny.png", "why_listed": "kept",
                                 "votes": "apple | apple", "why": "red",
                                 "image": "/data/local-files/?d=fruit/train/tiny.png"}
     (prediction,) = tasks[0]["predictions"]
@@ -85,6 +78,13 @@ def test_a_task_says_what_was_predicted_and_how_sure_that_is(tmp_path: Path, ite
     assert prediction["result"] == [{"id": "a" * 10, "from_name": "label_final", "to_name": "image",
                                      "type": "choices", "value": {"choices": ["apple"]}}]
     assert [[p["score"] for p in task["predictions"]] for task in tasks] == [[0.97], [0.5], [], [None]]
+
+
+def test_a_spot_check_goes_without_its_label(tmp_path: Path, items: dict[str, Item]) -> None:
+    spot, = exported(tmp_path, items, embedded(10**7), [replace(LISTED[0], why="spot check")])
+    told = json.dumps(spot["data"])
+    assert spot["predictions"] == [] and "apple" not in told and "red" not in told
+    assert (spot["data"]["item"], spot["data"]["why_listed"], spot["data"]["votes"]) == (A, "spot check", "")
 
 
 def test_local_addresses_are_relative_and_quoted(tmp_path: Path, items: dict[str, Item]) -> None:

@@ -537,7 +537,8 @@ def test_many_failures_in_a_row_end_the_run_and_can_be_asked_again(store: Store)
                     "Mend that and run again, with labeler.retry_failed=true")
     with pytest.raises(TeacherError, match=end):
         label(server, 100, store)
-    assert GIVE_UP_AFTER == 20 <= len(server.asked) < 20 + 4
+    # They count once they are on disk; until then the next ones are asked, four at a time.
+    assert GIVE_UP_AFTER == 20 <= len(server.asked) <= 20 + 5 * 4
     assert label(Server(good), 100, store, retry_failed=True).answered == 100
 
 
@@ -687,7 +688,7 @@ def test_answers_that_wait_for_the_disk_survive_a_second_signal(tmp_path: Path) 
         if asked.place in (1, 2):
             await asyncio.sleep(0.1)
         if asked.place == 3:
-            # Three answers are back: one is being written, two wait for their turn.
+            # Answers are back: one is being written, the others wait for their turn.
             await asyncio.sleep(0.25)
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGINT)
@@ -700,9 +701,9 @@ def test_answers_that_wait_for_the_disk_survive_a_second_signal(tmp_path: Path) 
     with pytest.raises(KeyboardInterrupt):
         label(Server(says), 100, store)
     kept = store.read()
-    assert sorted(a.item for a in kept if a.failure is None) == sorted(sent) and len(sent) == 3
+    assert sorted(a.item for a in kept if a.failure is None) == sorted(sent) and len(sent) >= 3
     assert [a.failure for a in kept if a.failure] == [Failure.LOST]
-    assert batches == [1, 3], "one is being written; two, and the one that was cut off, share the next transaction"
+    assert batches == [1, len(sent)], "one is being written; those that wait, and the one cut off, share the next"
     store.close()
 
 

@@ -9,18 +9,18 @@ import asyncio
 import json
 import random
 import re
-import subprocess
 import sys
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from picture_survey import pictures, put
 from scripted_server import (
     PROMPT,
     TASK,
@@ -36,7 +36,7 @@ from scripted_server import (
     refuse,
     serving,
 )
-from test_labeler import make_errors, pictures, put
+from stand_in import make_errors
 
 from src.config import Job
 from src.errors import TeacherError
@@ -75,8 +75,8 @@ SHOWN_BY: dict[int, tuple[str, tuple[str, ...]]] = {
         "test_labeler::test_a_bad_request_is_not_repeated",
     )),
     4: ("tokens are reserved by a rule of thumb; no plain limit on how many at once", (
-        "test_pacing::test_a_wrong_first_guess_is_corrected_by_what_is_measured",
-        "test_pacing::test_what_is_under_way_and_what_was_used_never_exceed_the_quota_by_more_than_the_errors",
+        "test_quota::test_a_wrong_first_guess_is_corrected_by_what_is_measured",
+        "test_quota::test_what_is_under_way_and_what_was_used_never_exceed_the_quota_by_more_than_the_errors",
         "test_lessons::test_what_a_reply_used_is_what_its_quota_is_charged",
         "test_labeler::test_concurrency_is_a_bound_and_is_reached",
     )),
@@ -127,9 +127,9 @@ SHOWN_BY: dict[int, tuple[str, tuple[str, ...]]] = {
         "test_consensus_study::test_agreement_shows_no_error_that_both_passes_make",
         "test_opinions::test_shared_mistakes_make_fewer_opinions",
         "test_consensus::test_crowdlab_is_cleanlabs",
-        "test_quality::test_disagreements_can_stay_as_probabilities",
-        "test_quality::test_disagreements_that_are_dropped_keep_votes_and_distribution",
-        "test_quality::test_a_second_look_can_only_agree_or_not",
+        "test_conclude::test_disagreements_can_stay_as_probabilities",
+        "test_conclude::test_disagreements_that_are_dropped_keep_votes_and_distribution",
+        "test_conclude::test_a_second_look_can_only_agree_or_not",
         "test_opinions::test_people_gold_and_what_nobody_learns_from_are_never_suspected",
     )),
     12: ("Label Studio's export has no way back to the item, its paths are absolute, its tasks are not checked", (
@@ -148,7 +148,7 @@ SHOWN_BY: dict[int, tuple[str, tuple[str, ...]]] = {
         "test_preflight::test_a_teacher_that_ignores_the_schema_is_stopped_and_asked_again_once_mended",
         "test_preflight::test_a_blind_teacher_with_one_answer_never_passes",
         "test_preflight::test_a_good_teacher_passes",
-        "test_quality::test_nearly_one_class_stops",
+        "test_agreement::test_nearly_one_class_stops",
         "test_third_party_server::test_every_request_is_taken_and_every_answer_stored",
     )),
     15: ("nobody asks whether another model may learn from the answers, or who keeps what was sent", (
@@ -174,13 +174,6 @@ def test_every_fault_has_its_tests_and_they_exist() -> None:
     assert named <= there, sorted(named - there)
     own = {f"test_lessons::{name}" for name in names_in(Path(__file__))}
     assert own - named == {"test_lessons::test_every_fault_has_its_tests_and_they_exist"}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "a.db")
-    yield store
-    store.close()
 
 
 # 3
@@ -521,8 +514,6 @@ def test_what_sees_the_key_imports_little() -> None:
             assert allowed, f"{path.name} imports {name}"
 
 
-def test_what_sees_the_key_loads_nobody_elses_client() -> None:
-    program = "import sys, src.labeling.ask; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    modules = loaded.stdout.split()
-    assert "aiohttp" in modules and not CLIENTS & set(modules)
+def test_what_sees_the_key_loads_nobody_elses_client(loaded: dict[str, set[str]]) -> None:
+    modules = loaded["src.labeling.ask"]
+    assert "aiohttp" in modules and not CLIENTS & modules

@@ -1,7 +1,7 @@
 """From one version of a task to the next: what is carried over, at no cost, and what has to be asked again."""
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -62,13 +62,6 @@ def fates(*annotations: Annotation, **changes: Any) -> dict[str, tuple[str, tupl
     return {fate.annotation.item: (fate.how, fate.new) for fate in plan(*annotations, **changes).fates}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "annotations.db")
-    yield opened
-    opened.close()
-
-
 def teacher(model: str = "model") -> Teacher:
     """The one who said all this."""
     return Teacher(base_url="http://host", model=model, key_env=None, temperature=0, max_tokens=9, timeout_s=9.0,
@@ -82,10 +75,34 @@ def teacher(model: str = "model") -> Teacher:
 def test_renamed_merged_split_gone_and_kept() -> None:
     assert fates(said("a", "sweet_pepper"), said("b", "tangerine"), said("c", "orange"), said("d", "apple"),
                  said("e", "durian"), said("f", "pear"), said("g", "kiwi")) == {
-        "a": ("renamed", ("bell_pepper",)), "b": ("merged", ("orange",)), "c": ("merged", ("orange",)),
+        "a": ("renamed", ("bell_pepper",)), "b": ("renamed", ("orange",)), "c": ("as it was", ("orange",)),
         "d": ("split", ("green_apple", "red_apple")), "e": ("gone", ()), "f": ("as it was", ("pear",)),
         "g": ("not placed", ()),
     }
+
+
+def test_what_the_task_merges_is_merged_and_an_alias_of_a_renamed_class_makes_no_second_one() -> None:
+    """Version 1 may have understood `bell pepper` as its sweet_pepper."""
+    assert fates(said("a", "sweet_pepper"), said("b", "Bell pepper")) == {
+        "a": ("renamed", ("bell_pepper",)), "b": ("as it was", ("bell_pepper",))}
+    task = TaskSpec(**(VALUES | {"migrations": {1: {"tangerine": "orange", "clementine": "orange"}}}))
+    assert fates(said("a", "tangerine"), said("b", "clementine"), task=task) == {
+        "a": ("merged", ("orange",)), "b": ("merged", ("orange",))}
+
+
+def test_an_alias_of_a_split_class_is_not_taken_for_the_part_that_has_its_name_now() -> None:
+    """Version 1 took `good` for its class positive, which is good and great today: who said good may mean either."""
+    task = TaskSpec(**(VALUES | {"version": 3, "classes": dict.fromkeys(["good", "great", "negative"], ""),
+                                 "aliases": {"fine": "good"},
+                                 "migrations": {1: {"positive": ["good", "great"]}, 2: {}}}))
+    found = fates(said("a", "Good"), said("b", "fine"), said("c", "positive"), said("d", "negative"), task=task)
+    assert found == {"a": ("not placed", ()), "b": ("not placed", ()), "c": ("split", ("good", "great")),
+                     "d": ("as it was", ("negative",))}
+    # What was no class and no alias then cannot have meant the whole.
+    assert fates(said("a", "good", failure=Failure.UNKNOWN_LABEL), task=task) == {"a": ("as it was", ("good",))}
+    # Where the task says so, the name was a class of its own.
+    says = replace(task, migrations={1: {"positive": ["good", "great"], "good": "good"}})
+    assert fates(said("a", "Good"), task=says) == {"a": ("as it was", ("good",))}
 
 
 @pytest.mark.parametrize(("raw", "how", "label"), [
@@ -223,8 +240,8 @@ def test_the_table_counts_everything_and_prices_what_is_asked_again(store: Store
                said("x", "pear", annotator="another"), by_person("t0", "tangerine")])
     found = migrate(store, TASK, PROMPT, 1, teachers=[teacher()], dry_run=True)
     told = [[cell.strip() for cell in line.strip("│").split("│")] for line in capsys.readouterr().out.splitlines()]
-    for row in (["tangerine", "orange", "merged: carried over", "4", "1"],
-                ["orange", "orange", "merged: carried over", "1", "0"],
+    for row in (["tangerine", "orange", "renamed: carried over", "4", "1"],
+                ["orange", "orange", "as it was: carried over", "1", "0"],
                 ["apple", "green_apple or red_apple", "split: to be asked again", "3", "0"],
                 ["kiwi", "-", "not placed: to be asked again", "1", "0"],
                 ["-", "-", "no usable answer: to be asked again", "1", "0"],
@@ -235,8 +252,24 @@ def test_the_table_counts_everything_and_prices_what_is_asked_again(store: Store
     warned = next(" ".join(line) for line in told if line[0].startswith("Warning"))
     assert "1 answers cannot be placed: 'kiwi' (1)" in warned and "task.migrations.1 of conf/task/fruit.yaml" in warned
     assert found.figures() == {
-        "migration/carried": 7, "migration/as_it_was": 1, "migration/renamed": 0, "migration/merged": 6,
+        "migration/carried": 7, "migration/as_it_was": 2, "migration/renamed": 5, "migration/merged": 0,
         "migration/split": 3, "migration/gone": 0, "migration/not_placed": 1, "migration/no_usable_answer": 1}
+
+
+def test_a_price_is_that_of_what_was_paid_whichever_version_paid_it(store: Store,
+                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    """Version 2's answers were all carried over from version 1, and cost nothing there; somebody else's bills are not
+    in this store."""
+    task = TaskSpec(**(VALUES | {"version": 3, "migrations": {2: {"pear": ["red_apple", "orange"]}}}))
+    carried = replace(plan(said("a", "pear")).carried[0], prompt_hash="two")
+    other = replace(carried, item="b", annotator=teacher("other").annotator)
+    own = teacher().annotator
+    store.add([said("a", "pear", annotator=own), said("b", "pear", annotator=own, cost_usd=0.004),
+               replace(carried, annotator=own), other])
+    found = migrate(store, task, PROMPT, 2, teachers=[teacher(), teacher("other")], dry_run=True)
+    assert found.cost_usd == {own: pytest.approx(0.003)}
+    told = [[cell.strip() for cell in line.strip("│").split("│")] for line in capsys.readouterr().out.splitlines()]
+    assert [own, "0", "1", "$0.0030"] in told and [other.annotator, "0", "1", "unknown"] in told
 
 
 @pytest.mark.parametrize(("version", "there"), [(2, "2 (1 annotations)"), (4, "2 (1 annotations)"), (5, "2 (1 annot")])

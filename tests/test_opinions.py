@@ -1,6 +1,7 @@
 """How many opinions there are, how much gold is enough, which labels look wrong: against known truths."""
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from src.data.splits import split
 from src.metrics import proportion
-from src.quality.gold_size import enough_gold
+from src.quality.gold_size import enough_gold, needed_gold
 from src.quality.opinions import Independence, independence, krippendorff_alpha
 from src.quality.suspects import suspects
-from src.task import SECOND_LOOK, Annotation, Failure, Label, Panel, TaskSpec
+from src.task import SECOND_LOOK, Annotation, Failure, Item, Label, Panel, TaskSpec
 
 NAMES = ["ant", "bee", "cow", "dog"]
 TASK = TaskSpec(name="zoo", version=1, kind="classify", classes=dict.fromkeys(NAMES, ""), aliases={}, system_prompt="",
@@ -114,7 +116,8 @@ def test_items_with_a_failed_answer_do_not_count() -> None:
 def test_where_gold_cannot_tell_the_reason_is_said() -> None:
     rare = [[i < 3, i < 10, i < 10] for i in range(90)]
     assert independence(*answers(rare), TASK, THREE, seed=0) == Independence(
-        3, None, None, "3 mistakes of the best opinion on 90 gold items are too few; about 150 items would tell")
+        3, None, None, "3 mistakes of the best opinion on 90 gold items are too few; data.gold_size of about 300 (or "
+                       "so many rows in data.gold_csv) would tell")
     assert independence(*answers([[False] * 3] * 50), TASK, THREE, seed=0).reason == (
         "0 mistakes of the best opinion on 50 gold items are too few")
     assert independence([], {}, TASK, THREE, seed=0).reason.startswith("0 mistakes of the best opinion on 0 gold items")
@@ -123,6 +126,41 @@ def test_where_gold_cannot_tell_the_reason_is_said() -> None:
 
 
 # How much gold
+
+
+def choose_part(gold_size: int) -> list[Item]:
+    """Gold's *choose* part where the config asks for so much gold."""
+    items = [Item(f"{i:04}", "text", f"{i}", truth=NAMES[i % 4]) for i in range(4000)]
+    return split(items, [], gold=frozenset(), gold_size=gold_size, test_size=8, validation_share=0.2, seed=0,
+                 classes=4).choose
+
+
+@pytest.mark.parametrize(("accuracy", "answered"), [(0.9, 1.0), (0.8, 0.9), (1.0, 0.8)])
+def test_the_size_that_is_advised_is_enough_when_it_is_given(accuracy: float, answered: float) -> None:
+    """A part of the items never gets a usable answer, of more gold as well."""
+    def advised(gold_size: int) -> int | None:
+        choose = choose_part(gold_size)
+        n = round(answered * len(choose))
+        return needed_gold(proportion(round(accuracy * n), n), len(choose), 0.04)
+
+    needed = advised(100)
+    assert needed and advised(needed + 8) is None  # shares of it are no whole numbers, and so a little different
+    assert advised(round(0.8 * needed)) is not None  # and it is not far more than enough
+
+
+def test_the_size_that_is_advised_to_count_opinions_tells_when_it_is_given() -> None:
+    def told(gold_size: int) -> Independence:
+        choose = choose_part(gold_size)
+        # One mistake of the first opinion in every 20 items, more of the others; one item in ten has no third answer.
+        given = [Annotation(item.key, who, "p", "zoo", label="" if who == "c" and n % 10 == 3 else
+                            "bee" if n % every == 1 else "cow") for n, item in enumerate(choose)
+                 for who, every in (("a", 20), ("b", 10), ("c", 10))]
+        return independence(given, {item.key: "cow" for item in choose}, TASK, THREE, seed=0)
+
+    few = told(80)
+    advised, = re.findall(r"data\.gold_size of about (\d+)", few.reason)
+    assert few.effective is None and told(int(advised)).effective is not None
+    assert told(round(0.8 * int(advised))).effective is None
 
 
 @pytest.mark.parametrize("accuracy", [0.0, 0.5, 0.8, 0.9, 0.95, 1.0])

@@ -26,7 +26,7 @@ ANSWER = {"label": "pear", "confidence": 0.9, "why": "narrow towards the stem"}
 def judge(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Outcome:
     text = body if isinstance(body, str) else json.dumps(body)
     outcome = classify(status, headers or {}, text, TASK, now=NOW)
-    assert outcome.reply == text, "the reply is stored as it came"
+    assert outcome.reply == text.replace("\0", "\ufffd"), "the reply is stored as it came, but for what is no text"
     return outcome
 
 
@@ -50,6 +50,7 @@ def test_a_plain_answer() -> None:
         "label": "pear", "failure": None, "confidence": 0.9, "why": "narrow towards the stem", "cost_usd": 0.00015,
         "tokens_in": 300, "tokens_out": 25, "model": "served-model", "provider": "somebody", "retry_after_s": None,
         "fatal": None, "reply": outcome.reply, "latency_s": 0.0, "flaws": (),
+        "started": False,
     }
 
 
@@ -83,7 +84,8 @@ TRANSIENT = [
     (500, "", Failure.OVERLOADED),
     (503, error(None), Failure.OVERLOADED),
     (529, error("overloaded_error"), Failure.OVERLOADED),
-    (504, "<html>Gateway Timeout</html>", Failure.OVERLOADED),
+    (504, "<html>Gateway Timeout</html>", Failure.TIMEOUT),
+    (524, "<html>A timeout occurred</html>", Failure.TIMEOUT),
     (408, error(408), Failure.TIMEOUT),
     (200, error(408), Failure.TIMEOUT),
     # Codes that are no HTTP status say nothing.
@@ -120,6 +122,14 @@ FATAL = [
     (400, error(400, "x/y is not a valid model ID"), "teacher.model and teacher.base_url"),
     (400, error(400, "Invalid model name passed in model=x"), "teacher.model and teacher.base_url"),
     (200, error("model_not_found"), "teacher.model and teacher.base_url"),
+    (404, error(404, "No endpoints found for x/y:free."), "teacher.model and teacher.base_url"),
+    # The model is there, but none of its providers does all that teacher.routing.provider asks.
+    (404, error(404, "No endpoints found that support the requested parameters."), "teacher.routing.provider"),
+    (404, error(404, "No endpoints found matching your data policy (Paid model training). Configure: https://x/y"),
+     "teacher.routing.provider"),
+    (404, error(404, "No endpoints available matching your guardrail restrictions and data policy."),
+     "teacher.routing.provider"),
+    (200, error(404, "No allowed providers are available for the selected model."), "teacher.routing.provider"),
 ]
 
 
@@ -151,6 +161,9 @@ MODERATED = error(403, "Input was flagged", metadata={"reasons": ["violence"], "
 @pytest.mark.parametrize(("status", "body"), [
     (403, MODERATED),
     (200, MODERATED),
+    (403, error(403, "Your input was flagged")),
+    (403, error(None, "Request blocked", type="moderation_error")),
+    (400, error("moderation_blocked", "Your request was rejected")),
     (400, error("content_filter", "The response was filtered")),
     (400, error(None, "Your request was rejected: content_policy_violation")),
     (200, completion("", "content_filter")),
@@ -198,11 +211,56 @@ def test_retry_after(value: str | None, seconds: float | None) -> None:
     f"[{json.dumps(ANSWER)}]",
     [{"type": "text", "text": json.dumps(ANSWER)[:20]}, {"type": "text", "text": json.dumps(ANSWER)[20:]}],
     [{"type": "reasoning", "summary": "…"}, {"type": "text", "text": json.dumps(ANSWER)}, "stray", None],
-    json.dumps(ANSWER) + json.dumps(ANSWER | {"label": "apple"}),
 ])
 def test_dressed_answers(content: object) -> None:
     outcome = judge(completion(content))
     assert (outcome.label, outcome.confidence, outcome.failure) == ("pear", 0.9, None)
+
+
+APPLE, PEAR = '{"label": "apple"}', '{"label": "pear", "confidence": 0.9}'
+
+
+@pytest.mark.parametrize("content", [
+    f"{PEAR}{PEAR}",
+    f'{{"label": "Pear."}}\n{PEAR}',
+    f'{{"label": "pears"}} is what I say.\n```json\n{PEAR}\n```',
+    f'{{"reasoning": "narrow", "guess": {APPLE}}}\n{PEAR}',
+    f'{{"reasoning": "narrow"}} {PEAR} {{"done": true}}',
+    f"<think>{{stem}} {{}}</think>{PEAR}",
+    f"<think>Perhaps {APPLE}? No.</think>{PEAR}",
+])
+def test_of_several_objects_those_with_a_label_count(content: str) -> None:
+    outcome = judge(completion(content))
+    assert (outcome.label, outcome.confidence, outcome.failure) == ("pear", 0.9, None)
+    assert outcome.flaws == ("repaired_json",)
+
+
+@pytest.mark.parametrize("content", [
+    f"For example {APPLE} would be wrong. Answer: {PEAR}",
+    f"{PEAR}{APPLE}",
+    f"[{PEAR}, {APPLE}]",
+    f'{{"answers": [{PEAR}, {APPLE}] oops',
+    f'{PEAR} {{"label": null}}',
+    f'{PEAR} {{"label": "plum"}}',
+    '{"label": "<one>"} {"label": "plum"}',
+])
+def test_different_labels_in_one_reply_are_no_answer(content: str) -> None:
+    """Which of them is meant, its author is asked."""
+    outcome = judge(completion(content))
+    assert (outcome.failure, outcome.label, outcome.flaws) == (Failure.INVALID_JSON, None, ("several_labels",))
+    assert outcome.fault == "it holds several objects with different labels" and outcome.why
+    assert judge(completion("pear")).fault == "it is not one JSON object"
+
+
+@pytest.mark.parametrize(("content", "failure"), [
+    (f"<think>Perhaps {APPLE}? No, the stem", Failure.TRUNCATED),
+    (f"Perhaps {APPLE}? Rather {PEAR[:12]}", Failure.TRUNCATED),
+    (f"{PEAR} I say so because", None),
+    (f"```json\n{PEAR}\n``", None),
+    (f"I say:\n{PEAR}\n", None),
+])
+def test_what_was_thought_aloud_before_it_was_cut_is_no_answer(content: str, failure: Failure | None) -> None:
+    assert judge(completion(content, "length")).failure == failure
 
 
 @pytest.mark.parametrize("finish", ["stop", "length", None, "eos", 7])
@@ -317,6 +375,9 @@ def test_failed_tries_cost_money_too() -> None:
     json.dumps(completion("[" * 100_000)),
     json.dumps(completion('{"label":' * 20_000)),
     json.dumps(completion("{" * 20_000)),
+    json.dumps(completion("{}" * 50_000 + '{"a":' * 20_000)),
+    json.dumps(completion((PEAR + APPLE) * 20_000)),
+    json.dumps(completion(f'{{"label": {"[" * 700}{"]" * 700}}}' * 2 + PEAR)),
     '{"usage": {"cost": ' + "9" * 5000 + "}}",
     "\x00\x01\ufffd",
 ])
@@ -383,4 +444,5 @@ def test_nothing_raises_and_everything_can_be_stored(tmp_path: Path) -> None:
     not_told = {Failure.TIMEOUT, Failure.CONNECTION, Failure.TRUNCATED, Failure.WITHDRAWN, Failure.LOST}
     assert seen >= {None, *Failure} - not_told
     store = Store(tmp_path / "a.db")
-    assert store.add(kept) == kept and sorted(store.read(), key=lambda a: a.item) == kept
+    store.add(kept)
+    assert sorted(store.read(), key=lambda a: a.item) == kept

@@ -13,9 +13,10 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from picture_survey import pictures, put
 from PIL import Image
 from scripted_server import HOW, TASK, make_survey
-from test_labeler import make_errors, pictures, put
+from stand_in import make_errors
 
 from src.errors import TeacherError
 from src.labeling.ask import Answers
@@ -43,11 +44,11 @@ def said(label: str | None, item: str = "0", failure: Failure | None = None, why
 
 
 def object_to(answers: Sequence[str | None], truths: Sequence[str], *, failure: Failure | None = None, why: str = "",
-              of_blank: str | None = None, task: TaskSpec = TASK) -> str | None:
+              of_blank: str | None = None, task: TaskSpec = TASK, images: bool = True) -> str | None:
     """To answers to as many items, None being the failure."""
     given = [said(label, str(n), None if label else failure, "" if label else why) for n, label in enumerate(answers)]
     return objection(given, said(of_blank, "blank") if of_blank else None,
-                     {str(n): truth for n, truth in enumerate(truths)}, task)
+                     {str(n): truth for n, truth in enumerate(truths)}, task, images=images)
 
 
 # What is asked about
@@ -85,6 +86,8 @@ def test_one_class_for_all_stops_and_the_blank_tells_too() -> None:
                                   "blank item: the teacher does not seem to see the items.")
     other = object_to(["pears"] * 8, HALVES, of_blank="apple")
     assert other and "are 'pear': the teacher" in other and "image_url" in other
+    of_texts = object_to(["pear"] * 8, HALVES, images=False)
+    assert of_texts and "are 'pear': the teacher" in of_texts and "image" not in of_texts and "text part" in of_texts
     # With a few answers missing still.
     assert object_to(["apple"] * 7 + [None], HALVES, failure=Failure.TIMEOUT)
 
@@ -102,7 +105,7 @@ def test_answers_that_cannot_be_used_stop_with_an_example(failure: Failure, why:
 
 def test_an_unknown_label_is_shown() -> None:
     unknown = [said("Granny Smith", str(n), Failure.UNKNOWN_LABEL) for n in range(8)]
-    found = objection(unknown, None, {str(n): truth for n, truth in enumerate(HALVES)}, TASK)
+    found = objection(unknown, None, {str(n): truth for n, truth in enumerate(HALVES)}, TASK, images=True)
     assert found and "unknown_label 8" in found and "One says 'label: Granny Smith'" in found
 
 
@@ -259,18 +262,12 @@ def run(server: Teaching, store: Store, count: int = 30, **changes: Any) -> Answ
     return survey.run(items[:20], items[20:], lambda annotations: None)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "a.db")
-    yield store
-    store.close()
-
-
 def test_a_teacher_that_does_not_look_is_stopped_after_a_handful(store: Store) -> None:
     with teaching(lambda shown: reply("apple")) as server:
         with pytest.raises(TeacherError, match=r"Preflight, m: All 8 answers .* 'apple', and so is .* blank") as caught:
             run(server, store, passes=2)
         assert len(server.shown) == len(set(server.shown)) == KNOWN + 1
+        assert "image" not in str(caught.value), "texts were shown"
         assert "What was answered is kept; labeler.preflight=false goes on all the same." in str(caught.value)
         assert len(store.read()) == KNOWN + 1
         # Whoever knows better may go on, and pays for nothing twice.

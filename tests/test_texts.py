@@ -194,6 +194,14 @@ def test_a_gold_csv_that_does_not_fit(tmp_path: Path, case: str) -> None:
         read(write(tmp_path / "rows.csv", "text\nGood\nBad\n"), gold_csv=gold)
 
 
+@pytest.mark.parametrize("key", ["root", "gold_csv"])
+def test_a_file_that_is_missing_is_named_by_its_key(tmp_path: Path, key: str) -> None:
+    rows = write(tmp_path / "rows.csv", "text\nGood\n")
+    nowhere = tmp_path / "nowhere.csv"
+    with pytest.raises(DataError, match=rf"data\.{key}='{nowhere}' cannot be read: No such file or directory"):
+        read(nowhere if key == "root" else rows, gold_csv=nowhere)
+
+
 # What cannot be read
 
 

@@ -122,13 +122,6 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
             process.communicate()
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "a.db")
-    yield store
-    store.close()
-
-
 def pictures(folder: Path, count: int) -> list[Item]:
     """Shades of red and of green in turn."""
     items = []

@@ -95,7 +95,7 @@ def test_the_model_loads_from_mlflow_and_answers_like_the_checkpoint(first: Run,
 
 
 def test_again_it_re_uses_every_label(first: Run, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(train.main, *SMALL, f"home={home}", "seed=1") == 0
+    assert call(label.main, *SMALL, f"home={home}", "seed=1") == 0
     again = runs(home)[0]
     assert again.data.metrics["label/requests"] == 0 and again.data.metrics["label/reused"] == 240
     assert again.data.tags["dataset_hash"] == first.data.tags["dataset_hash"]  # `seed` is for training alone
@@ -124,9 +124,11 @@ def test_a_persons_edits_are_imported_and_trained_on(first: Run, home: Path,
     frame.loc[0, "label_final"] = "nine" if frame.loc[0, "label"] != "nine" else "eight"
     frame.to_csv(review, index=False)
     capsys.readouterr()
-    assert call(train.main, *SMALL, f"home={home}", "quality.min_confidence=1", "quality.reviewer=ada") == 0
+    assert call(train.main, *SMALL, f"home={home}", "quality.min_confidence=1", "quality.reviewer=ada",
+                "trainer.max_epochs=1") == 0
     assert "100 edit(s) imported" in capsys.readouterr().out
     latest = runs(home)[0]
+    assert latest.data.metrics["label/requests"] == 0
     table = pd.read_csv(Path(mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db").download_artifacts(
         latest.info.run_id, "labels_llm.csv")))
     assert latest.data.metrics["label/accepted"] == 100 and set(table.source) == {"human:ada"}
@@ -214,19 +216,22 @@ def test_unknown_runs_are_refused(home: Path, first: Run, capsys: pytest.Capture
     assert "it is not a finished training run" in capsys.readouterr().err
 
 
-def test_a_multirun_is_one_parent_and_pays_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_multirun_is_one_parent_and_pays_once(tmp_path: Path, home: Path, first: Run,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
     closing: list[tuple[Callable[..., None], tuple[str, ...]]] = []
     monkeypatch.setattr(tracking.atexit, "register", lambda close, *args: closing.append((close, args)))
-    status = call(train.main, "-m", *SMALL, f"home={tmp_path}", "quality.min_confidence=0,2,0.5",
-                  "trainer.max_epochs=1")
+    (tmp_path / "data").symlink_to(home / "data")  # all else is new, and its labels are yet to be paid for
+    status = call(label.main, "-m", *SMALL, f"home={tmp_path}", f"tracking.uri=sqlite:///{home}/mlflow.db",
+                  "quality.min_confidence=0,2,0.5")
     for close, args in closing:
         close(*args)
-    found = runs(tmp_path)
+    found = runs(home)
     parent = next(run for run in found if run.data.tags.get("flywheel.stage") == "sweep")
     children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     # 2 is no confidence: that job fails before it opens a run, and the other two still run.
     assert status == 1 and [child.info.status for child in children] == ["FINISHED", "FINISHED"]
     assert sorted(child.data.metrics["label/requests"] for child in children) == [0, 241]
+    assert sorted(child.data.metrics["label/reused"] for child in children) == [0, 240]
     assert parent.data.metrics["label/requests"] == 241 and parent.info.status == "FAILED"
     assert "quality.min_confidence=2.0 is not allowed" in parent.data.tags["flywheel.failed.1"]
 

@@ -177,14 +177,14 @@ def test_what_comes_during_a_write_shares_the_next_one(store: Told) -> None:
     async def run() -> None:
         gate = threading.Event()
         async with Writer(store) as writer:
-            await asyncio.gather(*(writer.claim(claim(n, writer)) for n in range(5)))
+            await asyncio.gather(*(writer.claim([claim(n, writer)]) for n in range(5)))
             assert store.batches == [(0, 0, 5)]
             store.before = lambda: waited(gate)
             first = writer.keep(said(0), release=asked(0))
             await asyncio.sleep(0.1)
             rest = [writer.keep(said(n), release=asked(n)) for n in (1, 2)]
             writer.release(asked(3))
-            claims = [asyncio.create_task(writer.claim(claim(n, writer))) for n in (7, 8, 9)]
+            claims = [asyncio.create_task(writer.claim([claim(n, writer)])) for n in (7, 8, 9)]
             await asyncio.sleep(0.1)
             assert writer.backlog == 3 and not any(f.done() for f in (first, *rest, *claims)) and store.read() == []
             gate.set()
@@ -235,16 +235,16 @@ def test_a_refusal_reaches_those_who_claim_and_those_who_want_to_know(store: Tol
     async def run() -> None:
         async with Writer(store) as writer:
             writer.when_refused(told.append)
-            await asyncio.gather(*(writer.claim(claim(n, writer)) for n in (0, 1)))
+            await asyncio.gather(*(writer.claim([claim(n, writer)]) for n in (0, 1)))
             store.before = failing(1)
-            one = asyncio.create_task(writer.claim(claim(2, writer)))
+            one = asyncio.create_task(writer.claim([claim(2, writer)]))
             await asyncio.sleep(0)
             answer = writer.keep(said(0), release=asked(0))
             with pytest.raises(StoreError, match="full"):
                 await one
             assert len(told) == 1 and not answer.done(), "it was paid for, and waits"
             # The next one takes it along, and is not troubled.
-            assert (await writer.claim(claim(3, writer))).owner == writer.owner
+            assert (await writer.claim([claim(3, writer)]))[0].owner == writer.owner
             assert answer.done() and len(told) == 1
             writer.release(asked(1))
             writer.release(asked(3))
@@ -257,7 +257,7 @@ def test_a_refusal_reaches_those_who_claim_and_those_who_want_to_know(store: Tol
 def test_what_was_refused_is_tried_once_more_at_the_end(store: Told) -> None:
     async def run() -> asyncio.Future[None]:
         async with Writer(store) as writer:
-            await writer.claim(claim(0, writer))
+            await writer.claim([claim(0, writer)])
             store.before = failing(1)
             answer = writer.keep(said(0, cost_usd=0.25), release=asked(0))
             await writer.drain()
@@ -271,7 +271,7 @@ def test_what_was_refused_is_tried_once_more_at_the_end(store: Told) -> None:
 def test_what_was_refused_keeps_its_place_before_what_came_later(store: Told) -> None:
     async def run() -> None:
         async with Writer(store) as writer:
-            await writer.claim(claim(0, writer))
+            await writer.claim([claim(0, writer)])
             store.before = failing(1)
             for cost_usd, release in ((0.25, None), (0.5, asked(0))):
                 writer.keep(said(0, cost_usd), release=release)
@@ -285,7 +285,7 @@ def test_what_stays_refused_keeps_its_claim_and_is_booked_by_whoever_comes_next(
     """Also where the claim was to be given up later, and that would have been possible."""
     async def run() -> asyncio.Future[None]:
         async with Writer(store) as writer:
-            await asyncio.gather(*(writer.claim(claim(n, writer)) for n in (0, 1)))
+            await asyncio.gather(*(writer.claim([claim(n, writer)]) for n in (0, 1)))
             store.before = failing(10**6)
             store.bury = failing(10**6)  # type: ignore[assignment, method-assign]
             answer = writer.keep(said(0), release=None)
@@ -309,9 +309,9 @@ def test_who_is_cut_off_while_claiming_leaves_no_claim(store: Told) -> None:
         gate = threading.Event()
         async with Writer(store) as writer:
             store.before = lambda: waited(gate)
-            under_way, waiting = (asyncio.create_task(writer.claim(claim(n, writer))) for n in (0, 1))
+            under_way, waiting = (asyncio.create_task(writer.claim([claim(n, writer)])) for n in (0, 1))
             await asyncio.sleep(0.1)
-            late = asyncio.create_task(writer.claim(claim(2, writer)))
+            late = asyncio.create_task(writer.claim([claim(2, writer)]))
             await asyncio.sleep(0)
             for task in (under_way, waiting, late):
                 task.cancel()
@@ -328,10 +328,10 @@ def test_a_claim_that_somebody_else_has_is_left_to_them(store: Told) -> None:
     async def run() -> None:
         async with Writer(store) as mine, Writer(store) as yours:
             assert mine.owner != yours.owner and len(store.rows("owners")) == 2
-            assert (await mine.claim(claim(0, mine))).owner == mine.owner
-            task = asyncio.create_task(yours.claim(claim(0, yours)))
-            assert (await task).owner == mine.owner
-            cut_off = asyncio.create_task(yours.claim(claim(0, yours)))
+            assert (await mine.claim([claim(0, mine)]))[0].owner == mine.owner
+            task = asyncio.create_task(yours.claim([claim(0, yours)]))
+            assert (await task)[0].owner == mine.owner
+            cut_off = asyncio.create_task(yours.claim([claim(0, yours)]))
             await asyncio.sleep(0)
             cut_off.cancel()
             await yours.drain()
@@ -345,7 +345,7 @@ def test_a_claim_that_somebody_else_has_is_left_to_them(store: Told) -> None:
 def test_leaving_books_what_was_cut_off_and_takes_the_name_off_the_list(store: Told) -> None:
     async def run() -> None:
         async with Writer(store) as writer:
-            await asyncio.gather(*(writer.claim(claim(n, writer)) for n in range(3)))
+            await asyncio.gather(*(writer.claim([claim(n, writer)]) for n in range(3)))
             await writer.keep(said(0), release=asked(0))
             writer.release(asked(1))
             assert [row[0] for row in store.rows("owners")] == [writer.owner]

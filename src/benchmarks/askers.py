@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 
 from src.errors import StoreError
+from src.labeling.ask import set_aside
 from src.labeling.budget import Budget
 from src.labeling.client import Client
 from src.labeling.labeler import Labeler, Tally
@@ -115,7 +116,7 @@ def labeler(questions: Questions, teacher: Teacher, spec: LabelerSpec, folder: P
             asyncio.get_running_loop().call_later(most_s, stop.end, KeyboardInterrupt())
         client = Client(teacher, questions.prompt, questions.task, connections=spec.concurrency)
         async with client, Writer(store) as writer:
-            with watch.running():
+            with set_aside(), watch.running():
                 return await asking.run(
                     iter(plan), client, writer, dearest_usd=0.0, update=lambda tally: watch.note(),
                     usual_tokens=prompt_tokens(plan.items, teacher, questions.prompt)[0])

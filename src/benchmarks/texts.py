@@ -1,7 +1,8 @@
 """A labelling run over made-up texts, in a process of its own and through the same door as `src.label`'s.
 
-`python -m src.benchmarks.texts` makes its items, says that it has them, and runs. `watched` starts it and tells how it
-goes; `fill` puts the answers of a run that never was into a store.
+`python -m src.benchmarks.texts` holds what `src.label` holds by then, an open MLflow run as well; makes its items, says
+that it has them, and labels. `watched` starts it and tells how it goes; `fill` puts the answers of a run that never was
+into a store.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from src.errors import FlywheelError
 from src.labeling.ask import Survey
 from src.store import Store
 from src.task import Item, TaskSpec
+from src.tracking import open_run
 
 PASSES = 2
 CONCURRENCY = 64
@@ -111,16 +113,24 @@ def main() -> None:
     for name, kind in (("store", Path), ("ready", Path), ("base_url", str), ("count", int)):
         parser.add_argument(name, type=kind)
     args = parser.parse_args()
-    items = [Item(key(n), text(n), f"texts.csv:{n}", truth=LABEL if n < GOLD else None) for n in range(args.count)]
-    partial = args.ready.with_suffix(".partial")
+    with open_run(uri=f"sqlite:///{args.store.with_name('mlflow.db')}", experiment="benchmark",
+                  artifacts=args.store.with_name("artifacts"), name="texts", tags={}) as run:
+        label(args.store, args.ready, args.base_url, args.count, job=run.payer)
+
+
+def label(store: Path, ready: Path, base_url: str, count: int, *, job: str) -> None:
+    """Label the first `count` texts; the file `ready` tells when the items were there, in seconds since the epoch."""
+    gold, pool = ([Item(key(n), text(n), f"texts.csv:{n}", truth=LABEL if n < GOLD else None) for n in numbers]
+                  for numbers in (range(min(GOLD, count)), range(GOLD, count)))
+    partial = ready.with_suffix(".partial")
     partial.write_text(str(time.time()))
-    partial.rename(args.ready)
+    partial.rename(ready)
     survey = Survey(
-        task=TASK, teachers=[defaults.teacher(args.base_url)], arbiter=None, how=None,
-        spec=defaults.labeler(passes=PASSES, concurrency=CONCURRENCY), store=Store(args.store), rehearsal=None,
-        max_pixels=1, seed=0, job="benchmark",
+        task=TASK, teachers=[defaults.teacher(base_url)], arbiter=None, how=None,
+        spec=defaults.labeler(passes=PASSES, concurrency=CONCURRENCY), store=Store(store), rehearsal=None,
+        max_pixels=1, seed=0, job=job,
     )
-    survey.run(items[:GOLD], items[GOLD:], lambda annotations: None)
+    survey.run(gold, pool, lambda annotations: None)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,19 @@ class folders, or from a CSV with the columns `file` and `label` (and, where wan
 Knows nothing about splits or teachers.
 """
 
-import csv
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from src.console import progress
 from src.data.images import SUFFIXES, Unreadable, decode, pixel_hash
 from src.data.near import Look, look, near_duplicates
+from src.data.tables import table
 from src.errors import DataError
 from src.task import Item, TaskSpec
 
@@ -59,8 +61,8 @@ def scan(root: Path, task: TaskSpec, *, max_pixels: int, near_bits: int | None, 
     if not any(files.values()):
         raise DataError(f"No images in {root}. Files ending in {', '.join(sorted(SUFFIXES))} are read.")
     images = {path.resolve() for part in files.values() for path in part}
-    truths = read_csv(truth_csv, root, task, images) if truth_csv else {}
-    gold = read_csv(gold_csv, root, task, images) if gold_csv else {}
+    truths = read_csv(truth_csv, root, task, images, key="data.truth_csv") if truth_csv else {}
+    gold = read_csv(gold_csv, root, task, images, key="data.gold_csv") if gold_csv else {}
     golden: set[str] = set()
     by_key: dict[str, tuple[str, Item]] = {}
     broken: dict[str, str] = {}
@@ -133,33 +135,35 @@ def image_files(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def read_csv(path: Path, root: Path, task: TaskSpec, images: Collection[Path]) -> dict[Path, dict[str, str]]:
+def read_csv(path: Path, root: Path, task: TaskSpec, images: Collection[Path], *, key: str
+             ) -> dict[Path, dict[str, str]]:
     """Rows by the image they speak of, one of `images` (resolved paths); `file` is relative to `root`, to its train/
-    or test/, or to the CSV's own folder. Raises DataError where a row fits no image or no class: none is lost silently.
+    or test/, or to the CSV's own folder. `key` is the config key that names the CSV. Raises DataError where a row fits
+    no image or no class: none is lost silently.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a UTF-8 CSV file: {error}") from error
-    if not rows or not {"file", "label"} <= set(rows[0]):
-        raise DataError(f"{path} needs the columns `file` and `label` and at least one row.")
+    needed = f"{key} needs the columns `file` and `label`"
+    header, rows = table(path, {"file": needed, "label": needed}, key=key)
     found: dict[Path, dict[str, str]] = {}
-    for number, row in enumerate(rows, start=2):
-        named = row["file"] or ""
-        places = [(base / named).resolve() for base in (root, root / "train", root / "test", path.parent)]
-        place = next((p for p in places if p in images), None)
-        if place is None:
-            raise DataError(f"{path}, line {number}: there is no image {named!r} in {root}. Names are relative to that "
-                            "folder, to its train/ or test/, or to the CSV's own folder.")
-        label = task.map_label(row["label"])
-        if label is None:
-            raise DataError(f"{path}, line {number}: {row['label']!r} is not a class. "
-                            f"Classes: {', '.join(task.names)}.")
-        if place in found and found[place]["label"] != label:
-            raise DataError(f"{path}, line {number}: {named!r} is {found[place]['label']} in a line above and {label} "
-                            "here. Delete the wrong one.")
-        found[place] = {key: value or "" for key, value in row.items() if key is not None} | {"label": label}
+    with closing(rows):
+        for line, fields in rows:
+            # Empty cells at a row's end may have been left out.
+            row = {name: field for name, field in zip_longest(header, fields[: len(header)], fillvalue="") if name}
+            named = row["file"]
+            places = [(base / named).resolve() for base in (root, root / "train", root / "test", path.parent)]
+            place = next((p for p in places if p in images), None)
+            if place is None:
+                raise DataError(f"{path}, line {line}: there is no image {named!r} in {root}. Names are relative to "
+                                "that folder, to its train/ or test/, or to the CSV's own folder.")
+            label = task.map_label(row["label"])
+            if label is None:
+                raise DataError(f"{path}, line {line}: {row['label']!r} is not a class. "
+                                f"Classes: {', '.join(task.names)}.")
+            if place in found and found[place]["label"] != label:
+                raise DataError(f"{path}, line {line}: {named!r} is {found[place]['label']} in a line above and "
+                                f"{label} here. Delete the wrong one.")
+            found[place] = row | {"label": label}
+    if not found:
+        raise DataError(f"{path} has no row below its header: give each image and its class.")
     return found
 
 

@@ -27,8 +27,6 @@ import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 SIDE = 32  # what pHash looks at; a smaller picture would have to be enlarged, and interpolation looks alike everywhere
 BLUR = ImageFilter.GaussianBlur(2)  # what it takes away is shape and light, which other pictures share
@@ -69,6 +67,9 @@ def near_duplicates(looks: Mapping[str, Look], bits: int) -> dict[str, str]:
     `bits` is the largest Hamming distance of two hashes, 0 to 64. A copy of a copy belongs to the cluster. The order
     of `looks` has no say.
     """
+    from scipy.sparse import coo_array  # take memory while a million texts are asked about
+    from scipy.sparse.csgraph import connected_components
+
     names = sorted(looks)
     if len(names) < 2:
         return {}

@@ -5,22 +5,18 @@ system that wrote the file; nothing else is changed or trimmed. Its key is the s
 same text are one item. Texts that differ only in case, width, spacing and punctuation look alike and get one `twin`.
 """
 
-import csv
 import hashlib
 import unicodedata
-from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from src.data.folder import NAMED, Scan
+from src.data.tables import columns_found, table
 from src.errors import DataError
 from src.task import Item, TaskSpec
-
-DELIMITERS = ",;\t|"
-LONGEST = 10_000_000  # characters; a longer field is nearly always a quotation mark that nobody closed
 
 
 def in_place(into: Path, *, root: Path | None, classes: Sequence[str], download: bool) -> Path:
@@ -42,7 +38,7 @@ def read_texts(path: Path, task: TaskSpec, *, text_column: str, truth_column: st
     or one text has two truths.
     """
     asked = {"data.text_column": text_column, "data.truth_column": truth_column, "data.group_column": group_column}
-    header, rows = _table(path, {key: name for key, name in asked.items() if name})
+    header, rows = table(path, {name: key for key, name in asked.items() if name}, key="data.root")
     text_at, truth_at, group_at = (header.index(name) if name else None for name in asked.values())
     assert text_at is not None
     others = [(n, name) for n, name in enumerate(header) if name and name not in asked.values()]
@@ -145,9 +141,9 @@ def _class(told: str, task: TaskSpec, path: Path, line: int) -> str:
 
 def _read_gold(path: Path, task: TaskSpec) -> dict[str, tuple[int, str]]:
     """Key → the line that names it, and its hand-checked class."""
-    header, rows = _table(path, {"a gold CSV of texts": "label"})
+    header, rows = table(path, {"label": "data.gold_csv needs the checked labels"}, key="data.gold_csv")
     if not {"key", "text"} & set(header):
-        raise DataError(f"{path} needs the columns `text` and `label`, or `key` and `label`. {_found(header)}")
+        raise DataError(f"{path} needs the columns `text` and `label`, or `key` and `label`. {columns_found(header)}")
     found: dict[str, tuple[int, str]] = {}
     with closing(rows):
         for line, row in rows:
@@ -163,69 +159,3 @@ def _read_gold(path: Path, task: TaskSpec) -> dict[str, tuple[int, str]]:
     if not found:
         raise DataError(f"{path} has no row below its header: give each checked text and its label.")
     return found
-
-
-def _table(path: Path, columns: dict[str, str]) -> tuple[list[str], Generator[tuple[int, list[str]], None, None]]:
-    """The header, and the records below it with the line each begins on.
-
-    `columns` says by which key each needed column is asked for. The delimiter is the one under which most of them are
-    found in the header; among these, the one that makes the most columns.
-    """
-    headers: dict[str, list[str]] = {}
-    for delimiter in DELIMITERS:
-        with closing(_records(path, delimiter, strict=False)) as records:
-            headers[delimiter] = [name.strip() for name in next(records, (1, []))[1]]
-    delimiter = max(DELIMITERS, key=lambda d: (len({*columns.values()} & {*headers[d]}), len(headers[d])))
-    header = headers[delimiter]
-    if any("\0" in name for name in header):
-        raise DataError(f"{path} holds NUL bytes, as UTF-16 files do: save it as UTF-8.")
-    for key, name in columns.items():
-        if name not in header:
-            raise DataError(f"{path} has no column {name!r} ({key}). {_found(header)}")
-    if twice := sorted(name for name, count in Counter(header).items() if name and count > 1):
-        raise DataError(f"{path} has more than one column named {', '.join(map(repr, twice))}: rename all but one.")
-    records = _records(path, delimiter, strict=True)
-    next(records)
-    return header, records
-
-
-def _found(header: Sequence[str]) -> str:
-    """The columns that a file has, as a message tells them: a header that is none may be a long text."""
-    names = ", ".join(repr(name if len(name) <= 40 else name[:40] + "…") for name in header[:20])
-    return f"Columns found: {names}{', …' if len(header) > 20 else ''}." if header else "It is empty."
-
-
-def _records(path: Path, delimiter: str, *, strict: bool) -> Generator[tuple[int, list[str]], None, None]:
-    """Each record that is not a blank line, and the line it begins on: records may span lines.
-
-    `strict` refuses what other readers would guess at: text behind a closing quotation mark, and one never closed.
-    """
-    limit = csv.field_size_limit(LONGEST)
-    begins = 1
-    try:
-        with path.open(encoding="utf-8-sig") as lines:
-            reader = csv.reader(lines, delimiter=delimiter, strict=strict)
-            for fields in reader:
-                if fields:
-                    yield begins, fields
-                begins = reader.line_num + 1
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {_undecodable(path)}, is not UTF-8: save the file as UTF-8.") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    except csv.Error as error:
-        raise DataError(f"{path}: the row that begins on line {begins} cannot be read ({error}). A quotation mark in a "
-                        'quoted text is written twice (""), and every one that is opened is closed; no field has more '
-                        f"than {LONGEST:,} characters.") from error
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _undecodable(path: Path) -> int:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return number

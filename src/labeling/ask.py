@@ -5,10 +5,12 @@ run after gold, before the larger part is paid for.
 """
 
 import asyncio
+import gc
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
@@ -23,7 +25,7 @@ from src.labeling.budget import Budget
 from src.labeling.client import Client
 from src.labeling.labeler import Labeler, Tally, book_the_dead
 from src.labeling.migrate import MIGRATED
-from src.labeling.plan import Plan, make_plan, prompt_tokens
+from src.labeling.plan import Plan, make_plan
 from src.labeling.prompt import Prompt, render
 from src.labeling.rehearsal import ErrorModel, Rehearsal
 from src.labeling.replay import Replay
@@ -100,6 +102,16 @@ def rehearses(mode: str, teachers: Sequence[Teacher], *, drawn: bool) -> bool:
     return bool(asked) and (mode == "always" or lacking is not None or drawn)
 
 
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """Spare the garbage collector what is there already: a million items take it a third of a second each time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 @dataclass(frozen=True)
 class _Seat:
     """One teacher of the panel: under which name it answers, and how a stand-in in its place errs."""
@@ -136,7 +148,8 @@ class Survey:
         bare = nothing if isinstance(nothing, bytes) else nothing.encode()
         self._blank = Item(hashlib.sha256(b"blank " + bare).hexdigest(), Path() if how else str(nothing), "(blank)")
         self._tallies: dict[str, Tally] = {}
-        self._items: dict[str, Item] = {}
+        self._labelers: dict[str, Labeler] = {}
+        self._items: Sequence[Item] = ()
         self._answered = 0
 
     @property
@@ -156,17 +169,20 @@ class Survey:
         return {"label/requests": asked.requests, "label/cost_usd_this_run": asked.cost_usd,
                 **{f"label/outcome/{name}": float(count) for name, count in asked.outcomes.items()}}
 
+    @set_aside()
     def run(self, gold: Sequence[Item], pool: Sequence[Item], check: Callable[[list[Annotation]], None]) -> Answers:
         """Bring every item to as many answers as the panel has members and passes: gold first, then `check`."""
-        items = [*gold, *pool]
-        self._items = {item.key: item for item in items}
+        items = self._items = [*gold, *pool]
         dry = self._spec.dry_run
         if not dry:
             self._refuse_unknown_truth(items)
             book_the_dead(self._store)
-            # What they may have spent counts, where this job paid for it.
-            self._budget = Budget(self._spec.max_cost_usd, self._store.spent(self._job) if self._job else 0.0)
-        plans = {seat.annotator: self._plan(seat, items) for seat in self._seats}
+        # A large store takes its time, for much of which it does without Python: both look-ups at once.
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            # What the dead may have spent counts, where this job paid for it.
+            spent = beside.submit(self._store.spent, self._job) if self._job and not dry else None
+            plans = {seat.annotator: self._plan(seat, items) for seat in self._seats}
+            self._budget = Budget(self._spec.max_cost_usd, spent.result() if spent else 0.0)
         self._answered = sum(plan.answered for plan in plans.values())
         for annotator, plan in plans.items():
             say(f"Labels: {annotator}: {plan}")
@@ -177,14 +193,13 @@ class Survey:
         self._warn_of_prices(plans)
         if self._spec.preflight and any(map(len, plans.values())):
             self._preflight(gold)
-        piloted = [seat for seat in self._seats if len(plan := plans[seat.annotator]) > self._spec.pilot > 0
-                   and not plan.estimate]
-        for seat in piloted:
-            self._pilot(seat, items)
+        for seat in self._seats:
+            if len(plan := plans[seat.annotator]) > self._spec.pilot > 0 and not plan.estimate:
+                plans[seat.annotator] = self._pilot(seat, items)
+        self._warn_of_the_cap(list(plans.values()))
         for what, part in (("labelling gold", gold), ("labelling", pool)):
-            # A plan over a million answers takes seconds: where nothing of the pool was asked since, the first holds.
-            known = {seat.annotator: plans[seat.annotator].part(pool) for seat in self._seats
-                     if part is pool and seat not in piloted}
+            # A plan over a million answers takes seconds: nothing of the pool was asked since these were made.
+            known = {name: plan.part(len(gold)) for name, plan in plans.items()} if part is pool else {}
             self._ask(what, {seat.annotator: (seat, part, range(self._spec.passes)) for seat in self._seats},
                       known=known)
             if self._arbiter:
@@ -208,10 +223,11 @@ class Survey:
 
     def _stored(self, seats: Sequence[_Seat], items: Sequence[Item] | None = None) -> list[Annotation]:
         """What these said about all items, or about some, without the replies."""
-        keys = None if items is None or len(items) == len(self._items) else [item.key for item in items]
+        keys = None if items is None or len(items) > FEW else [item.key for item in items]
         found = (self._store.read(annotator=seat.annotator, prompt_hash=self.prompt.hash, items=keys, replies=False)
                  for seat in seats)
-        return [a for part in found for a in part if a.item in self._items]
+        asked_about = {item.key for item in (self._items if items is None else items)}
+        return [a for part in found for a in part if a.item in asked_about]
 
     def _said(self, seat: _Seat, items: Sequence[Item]) -> list[Annotation]:
         return self._store.read(annotator=seat.annotator, prompt_hash=self.prompt.hash,
@@ -230,13 +246,12 @@ class Survey:
         return [item for item in items if len(labels[item.key]) > 1 or counts[item.key] < expected]
 
     def _refuse_unknown_truth(self, items: Sequence[Item]) -> None:
-        unknown = [item.name for item in items if item.truth is None]
         stand_in = next((seat for seat in self._everybody if seat.errors), None)
-        if unknown and stand_in:
+        if stand_in and (unknown := [item.name for item in items if item.truth is None]):
             raise DataError(
                 f"{len(unknown)} of {len(items)} items, {unknown[0]} among them, have no known truth and cannot be "
-                "rehearsed: the stand-in teacher would not know what to answer. Set "
-                f"{stand_in.teacher.key_env or 'a teacher'} to have them labelled, or give their truth."
+                "rehearsed: the stand-in teacher would not know what to answer. Give their truth; or set "
+                f"{stand_in.teacher.key_env or 'a teacher'}, and leave out rehearsal=always, to have them labelled."
             )
 
     def _warn_of_prices(self, plans: dict[str, Plan]) -> None:
@@ -268,7 +283,7 @@ class Survey:
                           blank={empty.key: nothing})
                 said = {a.item: a for a in self._said(seat, [*looked_at, empty]) if a.pass_index == number}
                 why = preflight.objection([said[key] for key in truths if key in said], said.get(empty.key), truths,
-                                          self._task)
+                                          self._task, images=self._how is not None)
                 # Answers of an earlier run may be what was mended since: they are asked for, and replaced, once more.
                 if not why or self._requests(seat) > before:
                     break
@@ -279,24 +294,27 @@ class Survey:
     def _requests(self, seat: _Seat) -> int:
         return self._tallies[seat.annotator].requests if seat.annotator in self._tallies else 0
 
-    def _pilot(self, seat: _Seat, items: Sequence[Item]) -> None:
-        """Pay for a few questions, then say what the rest will cost."""
+    def _pilot(self, seat: _Seat, items: Sequence[Item]) -> Plan:
+        """Pay for a few questions, then say what the rest will cost; returns the plan of that."""
         first = -(-self._spec.pilot // self._spec.passes)
         todo = islice(self._plan(seat, items), self._spec.pilot)
         few = list({question.item.key: question.item for question in todo}.values())[:first]
         self._ask("pilot", {seat.annotator: (seat, few, range(self._spec.passes))})
         plan = self._plan(seat, items)
-        estimate = plan.estimate
-        if not estimate or not estimate.value:
-            return
-        say(f"Pilot, {seat.teacher.model}: {estimate.n} answers cost ${plan.costs.total:.4f}; the {len(plan)} "
-            f"questions left are estimated at ${estimate.value:.2f}, 95% interval [{estimate.low:.2f}, "
-            f"{estimate.high:.2f}]; at the most ${plan.worst_usd * len(plan):.2f}.")
+        if (estimate := plan.estimate) and estimate.value:
+            say(f"Pilot, {seat.teacher.model}: {estimate.n} answers cost ${plan.costs.total:.4f}; the {len(plan)} "
+                f"questions left are estimated at ${estimate.value:.2f}, 95% interval [{estimate.low:.2f}, "
+                f"{estimate.high:.2f}]; at the most ${plan.worst_usd * len(plan):.2f}.")
+        return plan
+
+    def _warn_of_the_cap(self, plans: Sequence[Plan]) -> None:
+        """Where all teachers together may need more than is left."""
+        needed = sum(plan.estimate.high for plan in plans if plan.estimate)
         left = self._budget.cap_usd - self._budget.spent_usd
-        if estimate.high > left:
-            share = max(0.0, left / estimate.high)
+        if needed > left:
             warn(f"labeler.max_cost_usd={self._budget.cap_usd:g} may stop this before its end, perhaps after "
-                 f"{share:.0%} of what is left. Every answer is kept; a higher cap goes on from there.")
+                 f"{max(0.0, left / needed):.0%} of what is left. Every answer is kept; a higher cap goes on from "
+                 "there.")
 
     def _ask(self, what: str, parts: dict[str, tuple[_Seat, Sequence[Item], Sequence[int]]], *,
              blank: dict[str, bytes | str] | None = None, again: bool = False,
@@ -337,11 +355,12 @@ class Survey:
                         # A recording says the same again.
                         spec=replace(self._spec, max_content_attempts=1) if seat.teacher.answers else self._spec,
                         store=self._store, show=show, budget=self._budget, seed=self._seed + place, stop=stop,
-                        job=self._job)
+                        job=self._job, earlier=self._labelers.get(name))
                     tallies[name] = labeler.tally
+                    self._labelers[name] = labeler
                     running.append(labeler.run(
                         iter(plan), client, writer, dearest_usd=plan.costs.dearest,
-                        usual_tokens=prompt_tokens(plan.items, seat.teacher, self.prompt)[0],
+                        usual_tokens=plan.usual_tokens,
                         update=lambda tally, name=name: update(name, tally)))  # type: ignore[misc]
                 results = await asyncio.gather(*running, return_exceptions=True)
                 for result in results:
@@ -361,12 +380,12 @@ class Survey:
             teacher = replace(teacher, base_url=stand_in.base_url, key_env=None)
         client: Client | Replay
         if teacher.answers:
-            items = list(self._items.values())
             client = await stack.enter_async_context(
-                Replay(Path(teacher.answers), teacher.answer_column, self._task, items))
+                Replay(Path(teacher.answers), teacher.answer_column, self._task, self._items))
         else:
             client = await stack.enter_async_context(
-                Client(teacher, self.prompt, self._task, connections=self._spec.concurrency))
+                Client(teacher, self.prompt, self._task, annotator=seat.annotator,
+                       connections=self._spec.concurrency))
 
         # The passes of an item are asked close together: encode it once.
         @lru_cache(maxsize=2 * self._spec.concurrency)

@@ -36,8 +36,8 @@ class Budget:
         self._reserved_usd = self._reserved_usd - worst_usd if self.in_flight else 0.0
         self.spent_usd += cost_usd
         self._settled.set()
+        self._settled = asyncio.Event()  # whoever waits next may do so in another event loop
 
     async def change(self) -> None:
         """Return when something in flight has been settled: it may have cost less than its worst case."""
-        self._settled.clear()
         await self._settled.wait()

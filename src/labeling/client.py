@@ -33,14 +33,20 @@ class Fault:
 
 
 class Client:
-    """Asks one teacher with one prompt. Use as `async with Client(...) as client`."""
+    """Asks one teacher with one prompt, in the name of `annotator` where that is not the teacher's own. Use as
+    `async with Client(...) as client`."""
 
-    def __init__(self, teacher: Teacher, prompt: Prompt, task: TaskSpec, *, connections: int) -> None:
+    def __init__(self, teacher: Teacher, prompt: Prompt, task: TaskSpec, *, connections: int,
+                 annotator: str | None = None) -> None:
         self._teacher = teacher
         self._prompt = prompt
         self._task = task
         self._connections = connections
-        self._asked = hashlib.sha256((teacher.annotator + prompt.hash).encode()).hexdigest()[:12]
+        # Providers echo keys in their errors, and replies are stored. A placeholder such as `x`, which local servers
+        # are given, is no secret, and to strike it out would garble every reply.
+        key = teacher.key or ""
+        self._secret = key if len(key) >= SECRET_CHARS else ""
+        self._asked = hashlib.sha256(((annotator or teacher.annotator) + prompt.hash).encode()).hexdigest()[:12]
         self._address = teacher.base_url.rstrip("/") + "/chat/completions"
         self._image_frame: tuple[bytes, bytes] | None = None
         self._text_frame: tuple[bytes, bytes] | None = None
@@ -106,8 +112,9 @@ class Client:
         try:
             async with self._session.post(self._address, data=self._written(shown, fault), headers=headers) as response:
                 text = (await response.read()).decode("utf-8", errors="replace")
-                outcome = classify(response.status, response.headers, self._without_key(text), self._task,
-                                   now=time.time())
+                return self._without_key(classify(
+                    response.status, response.headers, text.replace(self._secret, "***") if self._secret else text,
+                    self._task, now=time.time(), latency_s=time.perf_counter() - started))
         except TimeoutError:
             outcome = Outcome(failure=Failure.TIMEOUT, why=f"no answer within {self._teacher.timeout_s:g} s")
         except aiohttp.InvalidURL as error:
@@ -116,10 +123,7 @@ class Client:
             outcome = Outcome(failure=Failure.CONNECTION, why=str(error), cost_usd=0.0)
         except (aiohttp.ClientError, OSError) as error:
             outcome = Outcome(failure=Failure.CONNECTION, why=str(error) or type(error).__name__)
-        # Once more, since a key that was escaped in the body is whole again in what was read from it.
-        told: dict[str, Any] = {name: self._without_key(value) for name, value in vars(outcome).items()
-                                if type(value) is str}
-        return replace(outcome, **told, latency_s=time.perf_counter() - started)
+        return self._without_key(replace(outcome, latency_s=time.perf_counter() - started))
 
     def _written(self, shown: bytes | str, fault: Fault | None) -> bytes:
         """The body as JSON. All but the item is the same in every question, and is written once."""
@@ -140,8 +144,8 @@ class Client:
         """With annotator and prompt in it: a gateway that honours the header must not replay another one's answer."""
         return f"{question}-{self._asked}"
 
-    def _without_key(self, text: str) -> str:
-        """Providers echo keys in their errors, and replies are stored. A placeholder such as `x`, which local servers
-        are given, is no secret, and to strike it out would garble every reply."""
-        key = self._teacher.key or ""
-        return text.replace(key, "***") if len(key) >= SECRET_CHARS else text
+    def _without_key(self, outcome: Outcome) -> Outcome:
+        """A key that was escaped in the body is whole again in what was read from it."""
+        found: dict[str, Any] = {name: value.replace(self._secret, "***") for name, value in vars(outcome).items()
+                                 if type(value) is str and self._secret in value} if self._secret else {}
+        return replace(outcome, **found) if found else outcome

@@ -9,9 +9,9 @@ import contextlib
 import json
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from src.console import say, warn
 from src.errors import FlywheelError, TeacherError
@@ -30,11 +30,13 @@ from src.store import Claim, Key, Store
 from src.task import Annotation, Failure, Item, TaskSpec
 
 GIVE_UP_AFTER = 20  # questions failed in a row: whatever ails them ails the next ones too
-UNBILLED = (Failure.RATE_LIMIT, Failure.OVERLOADED, Failure.BAD_REQUEST)  # turned away before any work was done
 LONG_PAUSE_S = 30  # from here on, silence would look like a hang
 UNREACHABLE_AFTER = 3  # tries without any answer at the start of a run: the address is wrong or nothing runs there
 LOOK_AGAIN_S = 0.5  # between looks at what another process is asking
 REMEMBERED = 1000  # items whose passes are compared as they come in
+FAILED = "The labeler failed; what was answered is stored."
+AHEAD_S = 0.1  # worth of questions that are claimed before a slot is free for them
+PREPARED_S = 0.1  # of work on what is shown, before what is ready goes on
 
 Show = Callable[[Item], tuple[bytes | str, str]]
 
@@ -43,6 +45,16 @@ class Asks(Protocol):
     """Who answers: a client of a real endpoint, or what stands in its place."""
 
     async def ask(self, shown: bytes | str, question: str, fault: Fault | None = None) -> Outcome: ...
+
+
+class _Ready(NamedTuple):
+    """A question with what is shown of it, the hash of that, and what it can cost at the most."""
+
+    question: Question
+    key: Key
+    shown: bytes | str
+    shown_hash: str
+    worst: float
 
 
 @dataclass
@@ -75,10 +87,12 @@ class Tally:
 
 
 class Labeler:
-    """Asks one teacher. `show` gives what the teacher sees of an item, and its hash; `job` names who pays."""
+    """Asks one teacher. `show` gives what the teacher sees of an item, and its hash; `job` names who pays; `earlier`
+    is one that asked this teacher before, and knows what it takes."""
 
     def __init__(self, *, task: TaskSpec, teacher: Teacher, annotator: str, prompt: Prompt, spec: LabelerSpec,
-                 store: Store, show: Show, budget: Budget, seed: int, stop: Stop, job: str = "") -> None:
+                 store: Store, show: Show, budget: Budget, seed: int, stop: Stop, job: str = "",
+                 earlier: "Labeler | None" = None) -> None:
         self._task = task
         self._teacher = teacher
         self._annotator = annotator
@@ -89,12 +103,16 @@ class Labeler:
         self._budget = budget
         self._stop = stop
         self._job = job
-        self._pacer = Pacer(
+        self.pacer: Pacer = Pacer(
             backoff_s=spec.backoff_s, max_backoff_s=spec.max_backoff_s, seed=seed, sleep=stop.nap,
             requests_per_minute=spec.requests_per_minute, tokens_per_minute=spec.tokens_per_minute,
-            concurrency=spec.concurrency, adaptive=spec.adaptive,
+            concurrency=spec.concurrency, adaptive=spec.adaptive, earlier=earlier.pacer if earlier else None,
         )
-        stop.when_stopped(self._pacer.release)
+        self._ahead: asyncio.Queue[_Ready | None] = asyncio.Queue()
+        self._idle = spec.concurrency
+        self._taken = asyncio.Event()
+        for end in (self.pacer.release, self._taken.set):
+            stop.when_stopped(end)
         self.tally = Tally()
         self._labels: OrderedDict[str, list[str]] = OrderedDict()
         self._deferred: list[Question] = []
@@ -104,6 +122,7 @@ class Labeler:
         self._told = False
         self._failed_in_a_row = 0
         self._again_usd = again_usd(teacher, task)
+        self._worst_usd = worst_usd(teacher, prompt)
 
     async def run(self, questions: Iterator[Question], client: Asks, writer: Writer, *, usual_tokens: float,
                   dearest_usd: float, update: Callable[[Tally], None] = lambda tally: None) -> Tally:
@@ -112,25 +131,15 @@ class Labeler:
         `dearest_usd` is the most that one question has cost so far, `usual_tokens` what one takes, both as known
         beforehand.
         """
-        started = time.monotonic()
         self._client, self._writer, self._update = client, writer, update
         self._usual_tokens = usual_tokens
         self._dearest_usd = max(self._dearest_usd, dearest_usd)
-        before = self.tally.seconds
+        self._began = time.monotonic() - self.tally.seconds
         writer.when_refused(self._refused)
-
-        async def work() -> None:
-            for question in questions:
-                if self._stop.why:
-                    return
-                await self._settle(question)
-                self.tally.seconds = before + time.monotonic() - started
-                while writer.backlog > 4 * self._spec.concurrency and not self._stop.why:
-                    await asyncio.sleep(0.01)
-
         try:
             while True:
-                results = await asyncio.gather(*(work() for _ in range(self._spec.concurrency)), return_exceptions=True)
+                workers = (self._work() for _ in range(self._spec.concurrency))
+                results = await asyncio.gather(self._feed(questions), *workers, return_exceptions=True)
                 for result in results:
                     if isinstance(result, BaseException):
                         raise result
@@ -138,9 +147,63 @@ class Labeler:
                     break
                 questions = iter(await self._others())
         finally:
+            while not self._ahead.empty():
+                if unsent := self._ahead.get_nowait():
+                    writer.release(unsent.key)
             await writer.drain()
-        self.tally.seconds = before + time.monotonic() - started
+        self.tally.seconds = time.monotonic() - self._began
         return self.tally
+
+    async def _feed(self, questions: Iterator[Question]) -> None:
+        """Claim what the workers ask next, some of it while they are still busy, or they would stand idle meanwhile.
+        Not much: of a process that dies all that was claimed is booked, as nobody knows whether it was sent."""
+        try:
+            while not self._stop.why:
+                self.tally.seconds = time.monotonic() - self._began
+                per_second = self.tally.requests / (self.tally.seconds or 1.0)
+                spare = 1 + min(self._spec.concurrency, int(AHEAD_S * per_second))
+                room = self._idle + spare - self._ahead.qsize()
+                if room <= 0:
+                    self._taken.clear()
+                    await self._taken.wait()
+                elif few := await asyncio.to_thread(self._prepare, questions, room):
+                    for ready in await self._claim(few):
+                        self._ahead.put_nowait(ready)
+                else:
+                    return
+        except FlywheelError as error:
+            self._stop.end(error)
+        except Exception:
+            self._stop.end(TeacherError(FAILED))
+            raise
+        finally:
+            for _ in range(self._spec.concurrency):
+                self._ahead.put_nowait(None)
+
+    async def _work(self) -> None:
+        """One question after another, until there are no more."""
+        while ready := await self._ahead.get():
+            self._idle -= 1
+            self._taken.set()
+            try:
+                await self._settle(ready)
+            finally:
+                self._idle += 1
+            self.tally.seconds = time.monotonic() - self._began
+            while self._writer.backlog > 4 * self._spec.concurrency and not self._stop.why:
+                await asyncio.sleep(0.01)
+
+    def _prepare(self, questions: Iterator[Question], most: int) -> list[_Ready]:
+        """What comes next, encoded; less than `most` where that takes long. Runs in a thread beside the loop."""
+        began = time.monotonic()
+        found = []
+        for question in questions:
+            shown, shown_hash = self._show(question.item)
+            key = Key(self._annotator, self._prompt.hash, question.item.key, question.pass_index)
+            found.append(_Ready(question, key, shown, shown_hash, self._worst_usd(shown)))
+            if len(found) == most or time.monotonic() - began > PREPARED_S:
+                break
+        return found
 
     async def _others(self) -> list[Question]:
         """Questions that another process held, to be tried again: it may have answered them, or died."""
@@ -153,74 +216,75 @@ class Labeler:
         await asyncio.to_thread(book_the_dead, self._store)
         return deferred
 
-    async def _settle(self, question: Question) -> None:
+    async def _settle(self, ready: _Ready) -> None:
         """Bring one question to its end: an answer, or the failure that remains when its tries are used up."""
-        key = Key(self._annotator, self._prompt.hash, question.item.key, question.pass_index)
-        claimed = False
+        given_up = False
         try:
-            shown, shown_hash = self._show(question.item)
-            worst = worst_usd(shown, self._teacher, self._prompt)
-            claimed = await self._claim(question, key, worst)
-            if claimed:
-                claimed = not await self._ask_until_settled(question, key, shown, shown_hash, worst)
+            given_up = not self._stop.why and await self._ask_until_settled(ready)
         except FlywheelError as error:
             self._stop.end(error)
         except Exception:
-            self._stop.end(TeacherError("The labeler failed; what was answered is stored."))
+            self._stop.end(TeacherError(FAILED))
             raise
-        if claimed:
-            self._writer.release(key)
+        if not given_up:
+            self._writer.release(ready.key)
 
-    async def _claim(self, question: Question, key: Key, worst: float) -> bool:
-        """Whether the question is ours to ask. Another process may hold it, or have answered it since the plan."""
-        known = question.known
-        while True:
-            standing = await self._writer.claim(Claim(
-                key, self._writer.owner, max(worst, self._dearest_usd) + self._again_usd, self._task.name,
-                self._task.version, self._job, known))
-            if not standing.news:
-                break
-            known += len(standing.news)
-            last = standing.news[-1]
-            final = last.failure is None or not last.failure.transient
-            if any(answers(a, self._task) for a in standing.news) or (final and not standing.owner):
-                self.tally.elsewhere += 1
-                self._update(self.tally)
-                return False
-        if standing.owner != self._writer.owner:
-            self._deferred.append(replace(question, known=known))
-            return False
-        return True
+    async def _claim(self, wanted: Sequence[_Ready]) -> list[_Ready]:
+        """Those that are ours to ask. Another process may hold one, or have answered it since the plan."""
+        ours = []
+        while wanted:
+            standings = await self._writer.claim([
+                Claim(ready.key, self._writer.owner, max(ready.worst, self._dearest_usd) + self._again_usd,
+                      self._task.name, self._task.version, self._job, ready.question.known) for ready in wanted])
+            again = []
+            for ready, standing in zip(wanted, standings, strict=True):
+                if standing.news:
+                    known = ready.question.known + len(standing.news)
+                    last = standing.news[-1]
+                    final = last.failure is None or not last.failure.transient
+                    if any(answers(a, self._task) for a in standing.news) or (final and not standing.owner):
+                        self.tally.elsewhere += 1
+                        self._update(self.tally)
+                    else:
+                        again.append(ready._replace(question=replace(ready.question, known=known)))
+                elif standing.owner == self._writer.owner:
+                    ours.append(ready)
+                else:
+                    self._deferred.append(ready.question)
+            wanted = again
+        return ours
 
-    async def _ask_until_settled(self, question: Question, key: Key, shown: bytes | str, shown_hash: str,
-                                 worst: float) -> bool:
+    async def _ask_until_settled(self, ready: _Ready) -> bool:
         """Try until there is an answer, or no more tries; returns whether the claim was given up on the way."""
+        question = ready.question
         content_tries = 0
         fault: Fault | None = None
         try:
             for tries in range(1, self._spec.max_attempts + 1):
-                permit = await self._pacer.ready(self._usual_tokens)
-                reserved = await self._afford(worst, fault)
+                reserved = await self._afford(ready.worst, fault)
                 if reserved is None:
-                    self._pacer.done(permit, tokens=0, refused=False, retry_after_s=None)
+                    break
+                permit = await self.pacer.ready(self._usual_tokens)
+                if self._stop.why:
+                    self._budget.settle(reserved, 0.0)
+                    self.pacer.done(permit, tokens=0, refused=False, retry_after_s=None)
                     break
                 # An unusable answer asked for again is another question to a server that replays by name.
                 name = f"{question.name}-{content_tries}" if content_tries else question.name
-                outcome = await self._ask(name, shown, fault, reserved, permit)
+                outcome, cost_usd = await self._ask(name, ready.shown, fault, reserved, permit)
                 failure = outcome.failure
                 content_tries += failure is not None and not failure.transient
                 last = tries == self._spec.max_attempts or content_tries == self._spec.max_content_attempts
                 last = last or failure in (None, Failure.BAD_REQUEST, Failure.LOST)
-                fault = Fault(_content(outcome), outcome.fault) if outcome.fault else None
+                fault = Fault(_content(outcome), outcome.fault) if failure and outcome.fault else None
                 if outcome.retry_after_s and failure and failure.transient and outcome.retry_after_s >= LONG_PAUSE_S:
                     warn(f"The teacher asks for a pause of {outcome.retry_after_s:.0f} s (rate limit). "
                          "Ctrl-C keeps what was answered.")
                 ends = self._must_stop(outcome) or last
                 # A stored failure is one that was paid for, judged final, or the question's last; what is wrong with
                 # the key or the address is no fault of this item.
-                if not outcome.fatal and (failure is None or not failure.transient or last or outcome.cost_usd):
-                    annotation = self._annotation(question, outcome, shown_hash)
-                    stored = self._keep(annotation, key if ends else None, question if ends else None, outcome)
+                if not outcome.fatal and (failure is None or not failure.transient or last or cost_usd):
+                    stored = self._keep(ready, outcome, cost_usd, ends=ends)
                     if ends:
                         return True
                     # The claim covers one request: the next one goes out when the last is in the books.
@@ -229,7 +293,7 @@ class Labeler:
                     self._count(question, outcome)
                     return False
                 if failure and failure.transient and not outcome.retry_after_s:
-                    await self._pacer.back_off(tries)
+                    await self.pacer.back_off(tries)
                 if self._stop.why:
                     break
         except asyncio.CancelledError:
@@ -237,8 +301,8 @@ class Labeler:
             self._stop.end(KeyboardInterrupt())
         if content_tries:
             # Its last word is an unusable answer, but not for good: the next run shall ask once more.
-            outcome = Outcome(failure=Failure.LOST, cost_usd=0.0, why="the run ended before it was asked once more")
-            self._keep(self._annotation(question, outcome, shown_hash), key, None, outcome)
+            self._keep(ready, Outcome(failure=Failure.LOST, why="the run ended before it was asked once more"), 0.0,
+                       ends=True)
             return True
         return False
 
@@ -254,12 +318,14 @@ class Labeler:
                 continue
             self._stop.end(TeacherError(
                 f"labeler.max_cost_usd={self._budget.cap_usd:g} is reached: ${self._budget.spent_usd:.4f} spent, and "
-                f"one more question can cost ${reserved:.4f}. Every answer is kept; raise the cap to go on from here."
+                f"one more question can cost ${reserved:.4f}. Every answer is kept: raise the cap to go on from here, "
+                "or lower labeler.max_items to make do with what there is."
             ))
         return None
 
     async def _ask(self, name: str, shown: bytes | str, fault: Fault | None, reserved: float,
-                   permit: Permit) -> Outcome:
+                   permit: Permit) -> tuple[Outcome, float]:
+        """One request: what came of it, and what it cost in US dollars, or may have cost."""
         cost: float | None = None
         outcome = Outcome(failure=Failure.CONNECTION)
         try:
@@ -270,7 +336,7 @@ class Labeler:
                 self._dearest_usd = max(self._dearest_usd, cost - (self._again_usd if fault else 0.0))
             elif outcome.tokens_in:
                 cost = self._teacher.cost(outcome.tokens_in, outcome.tokens_out)
-            elif outcome.failure in UNBILLED:
+            elif _turned_away(outcome):
                 cost = 0.0
         except asyncio.CancelledError:
             # Not passed on: it may be on the bill, so its booking comes first.
@@ -280,14 +346,14 @@ class Labeler:
             # A request whose bill we never see may have cost its worst case, in the books as well as for the cap.
             cost = reserved if cost is None else cost
             self._budget.settle(reserved, cost)
-            tokens = outcome.tokens_in + outcome.tokens_out
-            refused = outcome.failure in (Failure.RATE_LIMIT, Failure.OVERLOADED)
-            self._pacer.done(permit, tokens=tokens or None, refused=refused,
+            tokens = 0 if _turned_away(outcome) else outcome.tokens_in + outcome.tokens_out or None
+            self.pacer.done(permit, tokens=tokens, refused=_refused(outcome),
                              retry_after_s=outcome.retry_after_s if outcome.failure else None)
         self.tally.requests += 1
-        self.tally.outcomes.update([outcome.failure.value if outcome.failure else "answered", *outcome.flaws])
+        for name in (outcome.failure.value if outcome.failure else "answered", *outcome.flaws):
+            self.tally.outcomes[name] += 1
         self._heard = self._heard or outcome.failure not in UNSEEN
-        return replace(outcome, cost_usd=cost)
+        return outcome, cost
 
     def _must_stop(self, outcome: Outcome) -> bool:
         """Note a fault that further questions would meet as well."""
@@ -300,17 +366,25 @@ class Labeler:
             ))
         return self._stop.why is not None and (outcome.fatal is not None or not self._heard)
 
-    def _keep(self, annotation: Annotation, release: Key | None, question: Question | None, outcome: Outcome
-              ) -> asyncio.Future[None]:
-        """Hand an annotation to the store; it counts, in money and in progress, once it is there."""
-        stored = self._writer.keep(annotation, release=release)
+    def _keep(self, ready: _Ready, outcome: Outcome, cost_usd: float, *, ends: bool) -> asyncio.Future[None]:
+        """Hand an annotation to the store; it counts, in money and in progress, once it is there. With the question's
+        end goes its claim."""
+        annotation = Annotation(
+            item=ready.key.item, annotator=self._annotator, prompt_hash=self._prompt.hash, task=self._task.name,
+            pass_index=ready.key.pass_index, label=outcome.label, failure=outcome.failure,
+            confidence=outcome.confidence, why=outcome.why, cost_usd=cost_usd, tokens_in=outcome.tokens_in,
+            tokens_out=outcome.tokens_out, latency_s=outcome.latency_s, model=outcome.model,
+            provider=outcome.provider, shown_hash=ready.shown_hash, reply=outcome.reply,
+            task_version=self._task.version, job=self._job,
+        )
+        stored = self._writer.keep(annotation, release=ready.key if ends else None)
 
         def on_disk(done: asyncio.Future[None]) -> None:
             if done.cancelled():
                 return
-            self.tally.cost_usd += annotation.cost_usd
-            if question and outcome.failure != Failure.LOST:
-                self._count(question, outcome)
+            self.tally.cost_usd += cost_usd
+            if ends and outcome.failure != Failure.LOST:
+                self._count(ready.question, outcome)
 
         stored.add_done_callback(on_disk)
         return stored
@@ -342,16 +416,6 @@ class Labeler:
                 self._labels.popitem(last=False)
         self._update(self.tally)
 
-    def _annotation(self, question: Question, outcome: Outcome, shown_hash: str) -> Annotation:
-        return Annotation(
-            item=question.item.key, annotator=self._annotator, prompt_hash=self._prompt.hash, task=self._task.name,
-            pass_index=question.pass_index, label=outcome.label, failure=outcome.failure,
-            confidence=outcome.confidence, why=outcome.why, cost_usd=outcome.cost_usd or 0.0,
-            tokens_in=outcome.tokens_in, tokens_out=outcome.tokens_out, latency_s=outcome.latency_s,
-            model=outcome.model, provider=outcome.provider, shown_hash=shown_hash, reply=outcome.reply,
-            task_version=self._task.version, job=self._job,
-        )
-
 
 def book_the_dead(store: Store) -> None:
     """Questions that were in flight when their process died are booked at their worst case, and may be asked again."""
@@ -360,6 +424,18 @@ def book_the_dead(store: Store) -> None:
         cost = sum(a.cost_usd for a in lost)
         say(f"A labelling process died with {len(lost)} question(s) in flight: booked as lost, at their worst case of "
             f"${cost:.4f} together, and asked again.")
+
+
+def _turned_away(outcome: Outcome) -> bool:
+    """Before any work was done, so that nothing was used and nothing can be billed."""
+    return outcome.failure in (Failure.RATE_LIMIT, Failure.OVERLOADED, Failure.BAD_REQUEST) and not outcome.started
+
+
+def _refused(outcome: Outcome) -> bool:
+    """Whether the server turned this away for its rate or its load. A 5xx that names no time to wait is a fault, and
+    comes as often however slowly one asks."""
+    overloaded = outcome.failure == Failure.OVERLOADED and outcome.retry_after_s is not None
+    return outcome.failure == Failure.RATE_LIMIT or overloaded
 
 
 def _content(outcome: Outcome) -> str:

@@ -44,7 +44,8 @@ class Fate:
 @dataclass(frozen=True)
 class Migration:
     """From one version of a task to today's: a fate for every question that was asked then and has no answer to
-    today's prompt; `known` counts those that have one. `cost_usd` holds by annotator what a question cost on average.
+    today's prompt; `known` counts those that have one. `cost_usd` holds by annotator what a question of this task cost
+    on average, whatever the version; who was paid nowhere here is missing.
     """
 
     version: int
@@ -125,17 +126,16 @@ def plan_migration(annotations: Iterable[Annotation], task: TaskSpec, prompt_has
             if a.failure == Failure.WITHDRAWN or task.map_label(a.label):
                 answered.add(question)
         elif a.task_version == version:
-            tells = a.failure in (None, Failure.WITHDRAWN) or _place(a.label, task, moves)[1] is not None
+            tells = a.failure in (None, Failure.WITHDRAWN) or _place(a, task, moves)[1] is not None
             if tells or question not in last:
                 last[question] = a
-            if not a.job.startswith(MIGRATED):
-                spent[a.annotator] += a.cost_usd
-                told[a.annotator] += tells
+        if not a.job.startswith(MIGRATED):  # what was carried over was paid for where it comes from
+            spent[a.annotator] += a.cost_usd
+            told[a.annotator] += a.failure is None
     open_ones = [a for question, a in last.items() if question not in answered and a.failure != Failure.WITHDRAWN]
-    places = [(a, *_place(a.label, task, moves)) for a in open_ones]
-    # A name counts among those that were merged if the task says so, or if there are answers with it.
-    kept = {old: [old] for _, old, new in places if new == (old,)}
-    merged = Counter(new[0] for new in (moves | kept).values() if len(new) == 1)
+    places = [(a, *_place(a, task, moves)) for a in open_ones]
+    # Only the task tells which names were merged: an answer with the new one may be an old alias of the one renamed.
+    merged = Counter(new[0] for new in moves.values() if len(new) == 1)
     fates = tuple(Fate(a, old, new or (), _how(a, old, new, old in moves, merged)) for a, old, new in places)
     known = sum(question in answered for question in last)
     return Migration(version, task, prompt_hash, fates, known,
@@ -147,17 +147,19 @@ def _target(annotator: str, task: TaskSpec, prompt_hash: str) -> str:
     return f"{task.name}@{task.version}" if annotator.startswith(HUMAN) else prompt_hash
 
 
-def _place(label: str | None, task: TaskSpec, moves: Mapping[str, list[str]]) -> tuple[str, tuple[str, ...] | None]:
+def _place(a: Annotation, task: TaskSpec, moves: Mapping[str, list[str]]) -> tuple[str, tuple[str, ...] | None]:
     """The old class that an answer meant and the classes that it can mean today; None where nobody says.
 
     Old names stand in the task's migrations; what is not there kept its name. The old version's aliases are not known
-    any more: today's count, unless they lead to a name that means something else than it did.
+    any more: today's count, unless they lead to a name that means something else than it did, or to one of those that
+    a class was split into: what was understood may have been an alias of the whole.
     """
-    name = spelling(label or "")
+    name = spelling(a.label or "")
     if name in moves:
         return name, tuple(dict.fromkeys(moves[name]))
-    meant = task.map_label(label)
-    if meant is None or moves.get(meant, [meant]) != [meant]:
+    meant = task.map_label(a.label)
+    parts = {part for new in moves.values() if len(new) > 1 for part in new} if a.failure is None else set()
+    if meant is None or meant in parts or moves.get(meant, [meant]) != [meant]:
         return name, None
     return name, (meant,)
 
@@ -207,7 +209,8 @@ def _by_annotator(found: Migration, teachers: set[str]) -> list[tuple[str, ...]]
     rows: list[tuple[str, ...]] = []
     for who in sorted({annotator for annotator, _ in counts}):
         again = counts[who, False]
-        cost = f"${found.cost_usd.get(who, 0.0) * again:.4f}" if again else ""
+        each = found.cost_usd.get(who)
+        cost = "" if not again else "unknown" if each is None else f"${each * again:.4f}"
         # A rehearsal's name holds its stand-in's error model as well.
         behind = who.removeprefix(REHEARSED).rpartition("#")[0] if who.startswith(REHEARSED) else who
         if who.startswith(HUMAN):

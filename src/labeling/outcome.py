@@ -16,7 +16,14 @@ from typing import Any
 from src.task import Failure, TaskSpec
 
 SHOWN_CHARS = 300  # of a provider's own words, in messages
+BARE_JSON = re.compile(r"\s*\{.*\}\s*", re.DOTALL)
+DECODER = json.JSONDecoder()
+ENDS_WHOLE = re.compile(r"\s*(```\w*\s*)?\{|.*\}[\s`]*\Z", re.DOTALL)  # beginning or ending with an object
 NO_SUCH_MODEL = re.compile("not a valid model|invalid model name")
+# OpenRouter's words where the request's wishes or the account's settings leave none of a model's providers.
+NO_PROVIDER_LEFT = re.compile("no endpoints (found|available) (that|match)|no allowed providers")
+MODERATED = re.compile("flagged|moderation")
+SEVERAL_LABELS = "several_labels"
 MOST_TOKENS = 2**31 - 1  # what every database takes for a whole number; more is no count
 
 
@@ -25,7 +32,7 @@ class Outcome:
     """One reply. `cost_usd` is None where the provider did not say; `retry_after_s` likewise.
 
     `fatal` is a sentence for the user where every further question would fail as well. `flaws` name what was wrong
-    with an answer that could be used all the same.
+    with an answer, mostly one that could be used all the same; `started` marks a failure that may be billed like one.
     """
 
     label: str | None = None
@@ -42,18 +49,21 @@ class Outcome:
     reply: str = ""
     latency_s: float = 0.0
     flaws: tuple[str, ...] = ()
+    started: bool = False
 
     @property
     def fault(self) -> str | None:
         """What to tell the author of an unusable answer, where telling may help."""
         if self.failure == Failure.INVALID_JSON:
-            return "it is not one JSON object"
+            several = SEVERAL_LABELS in self.flaws
+            return "it holds several objects with different labels" if several else "it is not one JSON object"
         if self.failure == Failure.UNKNOWN_LABEL:
             return f"its label is {self.label!r}" if self.label else 'it has no "label"'
         return None
 
 
-def classify(status: int, headers: Mapping[str, str], text: str, task: TaskSpec, *, now: float) -> Outcome:
+def classify(status: int, headers: Mapping[str, str], text: str, task: TaskSpec, *, now: float,
+             latency_s: float = 0.0) -> Outcome:
     """Judge one HTTP reply; `now` is the time in seconds since the epoch, for Retry-After given as a date.
 
     Never raises, whatever came; all texts are such that every database takes them.
@@ -64,7 +74,8 @@ def classify(status: int, headers: Mapping[str, str], text: str, task: TaskSpec,
         "model": _words(body.get("model")),
         "provider": _words(body.get("provider")),
         "retry_after_s": _retry_after(headers, now),
-        "reply": text,
+        "reply": text.replace("\0", "\ufffd"),
+        "latency_s": latency_s,
     }
     choice = _first_choice(body)
     error = body.get("error") or choice.get("error")
@@ -75,20 +86,26 @@ def classify(status: int, headers: Mapping[str, str], text: str, task: TaskSpec,
     content = message.get("content")
     if isinstance(content, list):  # some servers answer in parts
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    content = content if isinstance(content, str) else ""
     finish = choice.get("finish_reason")
     if message.get("refusal") or finish == "content_filter":
         return Outcome(failure=Failure.REFUSAL, why=_words(message.get("refusal") or finish), **common)
-    answer = _json_object(content) if isinstance(content, str) else None
-    if finish == "length" and answer is None:
+    # Some servers leave a model's thoughts before its answer, and they may weigh other labels.
+    objects = _objects(content.rpartition("</think>")[2]) or _objects(content)
+    answers = objects if len(objects) < 2 else [one for one in objects if "label" in one] or objects[:1]
+    if finish == "length" and not (answers and ENDS_WHOLE.match(content)):
         return Outcome(failure=Failure.TRUNCATED, **common)
-    if not isinstance(content, str) or not content.strip():
+    if not content.strip():
         return Outcome(failure=Failure.EMPTY, **common)
-    if answer is None:
+    if not answers:
         return Outcome(failure=Failure.INVALID_JSON, why=_words(content), **common)
+    if len(answers) > 1 and len({_meant(answer["label"], task) for answer in answers}) > 1:
+        return Outcome(failure=Failure.INVALID_JSON, why=_words(content), flaws=(SEVERAL_LABELS,), **common)
+    answer = answers[-1]
     raw, why = answer.get("label"), answer.get("why")
     label = _whole(raw) if isinstance(raw, str) else None
     confidence = _confidence(answer.get("confidence"))
-    flaws = ["repaired_json"] * (not re.fullmatch(r"\s*\{.*\}\s*", content, re.DOTALL))
+    flaws = ["repaired_json"] * (len(objects) > 1 or not BARE_JSON.fullmatch(content))
     flaws += ["confidence_out_of_range"] * (confidence is None and answer.get("confidence") is not None)
     said: dict[str, Any] = {"label": label, "confidence": confidence, "flaws": tuple(flaws),
                             "why": _words(why) if isinstance(why, str) else ""}
@@ -107,6 +124,7 @@ def _from_error(status: int, error: object, text: str, common: dict[str, Any]) -
     named = " ".join(str(value).lower() for value in (code, fields.get("type"), words))
     metadata = fields.get("metadata")
     flagged = isinstance(metadata, dict) and ("reasons" in metadata or "flagged_input" in metadata)
+    flagged = flagged or (at in (400, 403) and MODERATED.search(named) is not None)
 
     def failed(failure: Failure, sentence: str | None = None) -> Outcome:
         return Outcome(failure=failure, why=words, fatal=sentence, **common)
@@ -122,14 +140,19 @@ def _from_error(status: int, error: object, text: str, common: dict[str, Any]) -
         return fatal("No credit is left at the provider", "Top it up and run again.")
     if at == 403:
         return fatal("The key may not use this model", "Check teacher.model and the key.")
+    if at == 404 and NO_PROVIDER_LEFT.search(named):
+        return fatal("No provider of this model does what is asked of it", "Ask for less in teacher.routing.provider "
+                     "or the account's own settings, or take another teacher.model.")
     if at == 404 or "model_not_found" in named or (at == 400 and NO_SUCH_MODEL.search(named)):
         return fatal("No such model or address", "Check teacher.model and teacher.base_url.")
     if at == 429 or "rate_limit" in named or "rate limit" in named:
         return failed(Failure.RATE_LIMIT)
-    if at == 408:
+    if at in (408, 504, 524):  # a gateway gave up waiting, but the model may have answered, and be paid
         return failed(Failure.TIMEOUT)
     if at >= 500 or at == 200:
-        return failed(Failure.OVERLOADED)
+        # Within a 200 it comes from a model that had begun, unless it says that it had no room.
+        started = status == 200 and at not in (503, 529)
+        return Outcome(failure=Failure.OVERLOADED, why=words, started=started, **common)
     return failed(Failure.BAD_REQUEST)
 
 
@@ -145,8 +168,8 @@ def _body(text: str) -> dict[str, Any]:
 
 
 def _whole(text: str) -> str:
-    """JSON can escape half a character, which no database takes."""
-    return text.encode("utf-8", errors="replace").decode()
+    """JSON can escape half a character, which no database takes, or a NUL, which PostgreSQL does not."""
+    return text.encode("utf-8", errors="replace").decode().replace("\0", "\ufffd")
 
 
 def _words(value: object) -> str:
@@ -160,18 +183,26 @@ def _first_choice(body: dict[str, Any]) -> dict[str, Any]:
     return first if isinstance(first, dict) else {}
 
 
-def _json_object(content: str) -> dict[str, Any] | None:
-    """The first JSON object in the content, whatever fences or prose stand around it."""
-    for match in re.finditer(r"\{", content):
+def _objects(content: str) -> list[dict[str, Any]]:
+    """The JSON objects in the content, without those inside of others, whatever fences or prose stand around them."""
+    found: list[dict[str, Any]] = []
+    at = content.find("{")
+    while at >= 0:
         try:
-            found, _ = json.JSONDecoder().raw_decode(content, match.start())
+            one, end = DECODER.raw_decode(content, at)
         except ValueError:
-            continue
+            end = at + 1
         except RecursionError:
-            return None
-        if isinstance(found, dict):
-            return found
-    return None
+            return []
+        else:
+            found.append(one)
+        at = content.find("{", end)
+    return found
+
+
+def _meant(label: object, task: TaskSpec) -> str:
+    """The same for two answers that name one label, whatever their spelling; nothing for what is no name."""
+    return task.map_label(label) or label if isinstance(label, str) else ""
 
 
 def _confidence(value: object) -> float | None:

@@ -32,11 +32,11 @@ class Pacer:
 
     At most `concurrency` requests are under way. `requests_per_minute` and `tokens_per_minute` are promises kept in
     every window of a minute; None promises nothing. `adaptive` learns from refusals how many requests a second are
-    taken. Whoever asks first goes first.
+    taken. Whoever asks first goes first. What an `earlier` one learned, was told or used of the quotas still counts.
     """
 
     def __init__(self, *, backoff_s: float, max_backoff_s: float, seed: int, requests_per_minute: float | None,
-                 tokens_per_minute: float | None, concurrency: int, adaptive: bool,
+                 tokens_per_minute: float | None, concurrency: int, adaptive: bool, earlier: "Pacer | None" = None,
                  clock: Callable[[], float] = time.monotonic,
                  sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self._backoff_s = backoff_s
@@ -52,6 +52,10 @@ class Pacer:
         self._paused_until = -math.inf  # as told
         self._open_at = -math.inf  # the same with jitter
         self._spread_s = 0.0
+        if earlier:
+            self._requests, self._tokens, self._learned = earlier._requests, earlier._tokens, earlier._learned
+            self._paused_until, self._open_at, self._spread_s = (
+                earlier._paused_until, earlier._open_at, earlier._spread_s)
         self._next_at = -math.inf
         # Only whoever holds the turn looks at time and room; the others wait for the turn, in order.
         self._turn = asyncio.Lock()

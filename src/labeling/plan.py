@@ -6,11 +6,12 @@ a time, so that a plan for a million of them is cheap.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean
+from operator import attrgetter
 
-from scipy.stats import t as student_t
+from scipy.special import stdtrit  # scipy.stats takes 60 MB
 
 from src.labeling.prompt import Prompt
 from src.labeling.teacher import Teacher
@@ -23,7 +24,8 @@ USUAL_ANSWER_TOKENS = 40
 FRAME_TOKENS = 50  # roles and separators around the texts
 WORDS_AROUND_A_FAULT = 200  # in bytes, and so at the most in tokens
 LEAST_COSTS = 5  # stored costs from which the next ones can be estimated with an interval
-UNSEEN = (Failure.LOST, Failure.TIMEOUT, Failure.CONNECTION)  # booked at a worst case, which is nobody's bill
+# Booked at a worst case, which is nobody's bill.
+UNSEEN = frozenset({Failure.LOST, Failure.TIMEOUT, Failure.CONNECTION})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,44 +60,46 @@ class Costs:
         rest = max(0.0, self.squares - 2 * mean * self.answered_usd + mean**2 * self.n)
         spread = math.sqrt(rest / (self.n - 1) / self.n)
         # The questions to come scatter as well.
-        each = spread * math.sqrt(1 + self.n / max(1, questions)) * float(student_t.ppf(0.975, self.n - 1))
+        each = spread * math.sqrt(1 + self.n / max(1, questions)) * float(stdtrit(self.n - 1, 0.975))
         return Interval(mean * questions, max(0.0, mean - each) * questions, (mean + each) * questions, self.n)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`len` is how many questions are to be asked, and iterating makes them, item by item. `answered` questions need no
-    asking; `given_up` failed for good and are asked again only on request.
+    """`len` is how many questions are to be asked, and iterating makes them, item by item. `done` holds for each item,
+    in their order, the passes that need no asking, as bits in the order of `passes`; `known` how often an open question
+    was annotated. `answered` questions need no asking; `given_up` failed for good and are asked again only on request.
 
-    `usual_usd` is what one question is expected to cost by the price table, `worst_usd` what one can cost at the most.
+    `usual_tokens` is about what one question has, `usual_usd` what it is expected to cost by the price table,
+    `worst_usd` what one can cost at the most.
     """
 
     items: Sequence[Item]
     passes: Sequence[int]
-    open: Mapping[str, Mapping[int, int]] | None
-    done: Mapping[str, int]
-    size: int
+    done: Sequence[int]
+    known: Mapping[tuple[str, int], int]
     answered: int
     given_up: int
+    usual_tokens: int
     usual_usd: float
     worst_usd: float
     costs: Costs = field(default_factory=Costs)
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.items) * len(self.passes) - sum(map(int.bit_count, self.done))
 
-    def part(self, items: Sequence[Item]) -> "Plan":
-        """The same for some of the items, whose answers are not counted again."""
-        left = sum(len(self.passes) - self.done[item.key].bit_count() for item in items)
-        return replace(self, items=items, size=left)
+    def part(self, start: int) -> "Plan":
+        """The same from the item at `start` on, whose answers are not counted again."""
+        return replace(self, items=self.items[start:], done=self.done[start:])
 
     def __iter__(self) -> Iterator[Question]:
-        for item in self.items:
-            done = self.done.get(item.key, 0)
-            tried = (self.open or {}).get(item.key, {})
+        everything = (1 << len(self.passes)) - 1
+        for item, done in zip(self.items, self.done, strict=True):
+            if done == everything:
+                continue
             for place, pass_index in enumerate(self.passes):
                 if not done >> place & 1:
-                    yield Question(item, pass_index, tried.get(pass_index, 0))
+                    yield Question(item, pass_index, self.known.get((item.key, pass_index), 0))
 
     @property
     def estimate_usd(self) -> float:
@@ -127,49 +131,46 @@ def answers(annotation: Annotation, task: TaskSpec) -> bool:
 def make_plan(items: Sequence[Item], stored: Iterable[Answered], *, task: TaskSpec, teacher: Teacher, prompt: Prompt,
               passes: Sequence[int], retry_failed: bool, again: bool = False) -> Plan:
     """Every pass of every item that has no answer yet, or, `again`, every one; item by item in the order given."""
-    place = {pass_index: n for n, pass_index in enumerate(passes)}
-    done = dict.fromkeys((item.key for item in items), 0)
+    bit = {pass_index: 1 << n for n, pass_index in enumerate(passes)}
+    done = dict.fromkeys(map(attrgetter("key"), items), 0)
     usable: dict[str | None, bool] = {}
-    tried: dict[str, dict[int, int]] = {}
     last: dict[tuple[str, int], tuple[int, str | None]] = {}
     seen, total, squares, dearest, answered_usd = 0, 0.0, 0.0, 0.0, 0.0
     shown_again = again_usd(teacher, task)
-    for row in stored:
-        if row.cost_usd and row.failure not in UNSEEN:
-            # A later try may have been shown an unusable answer, which comes on top for such a try alone.
-            dearest = max(dearest, row.cost_usd - (shown_again if row.attempt else 0.0))
-        if row.failure != Failure.LOST:  # what a crash may have cost says nothing about the questions to come
-            total += row.cost_usd
-            squares += row.cost_usd**2
-        if row.label not in usable:
-            usable[row.label] = task.map_label(row.label) is not None
-        ok = usable[row.label]
-        if ok and row.cost_usd:  # what is free, or was carried over, says nothing of what the rest will cost
-            seen += 1
-            answered_usd += row.cost_usd
-        if row.item not in done or row.pass_index not in place:
+    for item, pass_index, attempt, label, failure, cost_usd in stored:
+        if label not in usable:
+            usable[label] = task.map_label(label) is not None
+        ok = usable[label]
+        if cost_usd:  # what is free, or was carried over, says nothing of what the rest will cost
+            if failure not in UNSEEN:
+                # A later try may have been shown an unusable answer, which comes on top for such a try alone.
+                dearest = max(dearest, cost_usd - shown_again if attempt else cost_usd)
+            if failure != Failure.LOST:  # what a crash may have cost says nothing about the questions to come
+                total += cost_usd
+                squares += cost_usd * cost_usd
+            if ok:
+                seen += 1
+                answered_usd += cost_usd
+        settled, own = done.get(item), bit.get(pass_index)
+        if settled is None or own is None:
             continue
         if ok and not again:
-            done[row.item] |= 1 << place[row.pass_index]
-            continue
-        attempts = tried.setdefault(row.item, {})
-        attempts[row.pass_index] = max(attempts.get(row.pass_index, 0), row.attempt + 1)
-        question = (row.item, row.pass_index)
-        if question not in last or row.attempt >= last[question][0]:
-            last[question] = (row.attempt, row.failure)
-    answered = sum(mask.bit_count() for mask in done.values())
+            done[item] = settled | own
+        elif (before := last.get((item, pass_index))) is None or attempt > before[0]:
+            last[item, pass_index] = attempt, failure
+    answered = sum(map(int.bit_count, done.values()))
     given_up = 0
     if not (retry_failed or again):
         for (item, pass_index), (_, failure) in last.items():
-            if not done[item] >> place[pass_index] & 1 and not (failure and Failure(failure).transient):
-                done[item] |= 1 << place[pass_index]
+            if not done[item] & bit[pass_index] and not (failure and Failure(failure).transient):
+                done[item] |= bit[pass_index]
                 given_up += 1
-    sizes = prompt_tokens(items, teacher, prompt)
-    usual = teacher.cost(sizes[0], min(USUAL_ANSWER_TOKENS, teacher.max_tokens))
-    worst = max(teacher.cost(sizes[1], teacher.max_tokens), dearest)
-    size = len(done) * len(passes) - answered - given_up
-    return Plan(items, passes, tried, done, size, answered, given_up, usual, worst,
-                Costs(seen, total, squares, dearest, answered_usd))
+    known = {question: attempt + 1 for question, (attempt, _) in last.items()}
+    usual_tokens, most_tokens = prompt_tokens(items, teacher, prompt)
+    usual = teacher.cost(usual_tokens, min(USUAL_ANSWER_TOKENS, teacher.max_tokens))
+    worst = max(teacher.cost(most_tokens, teacher.max_tokens), dearest)
+    return Plan(items, passes, [done[item.key] for item in items], known, answered, given_up, usual_tokens, usual,
+                worst, Costs(seen, total, squares, dearest, answered_usd))
 
 
 def prompt_tokens(items: Sequence[Item], teacher: Teacher, prompt: Prompt) -> tuple[int, int]:
@@ -177,18 +178,22 @@ def prompt_tokens(items: Sequence[Item], teacher: Teacher, prompt: Prompt) -> tu
     never makes more tokens than there are."""
     schema = len(str(prompt.schema)) if teacher.json_mode == "json_schema" else 0
     fixed = len((prompt.system + prompt.user).encode()) + schema
-    texts = [len(item.payload.encode()) for item in items if isinstance(item.payload, str)]
-    usual, worst = (round(fmean(texts)), max(texts)) if texts else (0, 0)
+    texts = array("Q", (len(item.payload.encode()) for item in items if isinstance(item.payload, str)))
+    usual, longest = (round(sum(texts) / len(texts)), max(texts)) if texts else (0, 0)
     image = 0 if texts else teacher.image_tokens
-    return (fixed + usual) // BYTES_PER_TOKEN + image + FRAME_TOKENS, fixed + worst + image + FRAME_TOKENS
+    return (fixed + usual) // BYTES_PER_TOKEN + image + FRAME_TOKENS, fixed + longest + image + FRAME_TOKENS
 
 
-def worst_usd(shown: bytes | str, teacher: Teacher, prompt: Prompt) -> float:
-    """What one question can cost at the most by the price table."""
+def worst_usd(teacher: Teacher, prompt: Prompt) -> Callable[[bytes | str], float]:
+    """Tells of what is shown how much asking about it can cost at the most by the price table."""
     schema = len(str(prompt.schema)) if teacher.json_mode == "json_schema" else 0
-    text = len(shown.encode()) if isinstance(shown, str) else teacher.image_tokens
-    tokens = len((prompt.system + prompt.user).encode()) + schema + text + FRAME_TOKENS
-    return teacher.cost(tokens, teacher.max_tokens)
+    fixed = len((prompt.system + prompt.user).encode()) + schema + FRAME_TOKENS
+
+    def worst(shown: bytes | str) -> float:
+        tokens = fixed + (len(shown.encode()) if isinstance(shown, str) else teacher.image_tokens)
+        return teacher.cost(tokens, teacher.max_tokens)
+
+    return worst
 
 
 def again_usd(teacher: Teacher, task: TaskSpec) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 
 from PIL import Image
-from scipy.stats import binom
+from scipy.special import bdtr  # scipy.stats takes 60 MB
 
 from src.data.spec import Shown
 from src.task import Annotation, Failure, Item, TaskSpec
@@ -44,12 +44,14 @@ def blank(how: Shown | None) -> bytes | str:
 
 
 def objection(answers: Sequence[Annotation], blank_answer: Annotation | None, truths: Mapping[str, str],
-              task: TaskSpec) -> str | None:
-    """Why nothing more should be asked of this teacher, or None. `answers` hold the last one for each item."""
+              task: TaskSpec, *, images: bool) -> str | None:
+    """Why nothing more should be asked of this teacher, or None. `answers` hold the last one for each item; `images`
+    says whether these are shown as such."""
     judged = [(label, truths[a.item]) for a in answers if (label := task.map_label(a.label))]
     about_the_blank = task.map_label(blank_answer.label) if blank_answer else None
     return _refuses(answers) or _ignores_the_schema(answers, task) or (
-        (_answers_one_class(judged, about_the_blank) or _errs_too_often(judged)) if len(judged) >= LEAST else None)
+        (_answers_one_class(judged, about_the_blank, images=images) or _errs_too_often(judged))
+        if len(judged) >= LEAST else None)
 
 
 def _refuses(answers: Sequence[Annotation]) -> str | None:
@@ -79,7 +81,7 @@ def _no_accident(failures: Sequence[Annotation], answers: Sequence[Annotation]) 
     return len(answers) >= LEAST and len(failures) >= IGNORED_SHARE * len(answers)
 
 
-def _answers_one_class(judged: Sequence[tuple[str, str]], about_the_blank: str | None) -> str | None:
+def _answers_one_class(judged: Sequence[tuple[str, str]], about_the_blank: str | None, *, images: bool) -> str | None:
     """`judged` holds pairs of answer and truth. Of a rare class, gold may have too few items to tell."""
     given, true = {label for label, _ in judged}, {truth for _, truth in judged}
     wrong = sum(label != truth for label, truth in judged)
@@ -89,13 +91,14 @@ def _answers_one_class(judged: Sequence[tuple[str, str]], about_the_blank: str |
         return None
     also = ", and so is the one about a blank item" if about_the_blank in given else ""
     return (f"All {len(judged)} answers about gold items of {len(true)} classes are {judged[0][0]!r}{also}: the "
-            "teacher does not seem to see the items. Check that the model takes this kind of item and that "
-            "teacher.base_url passes image_url parts on.")
+            "teacher does not seem to see the items. Check "
+            + ("that the model takes images and that teacher.base_url passes image_url parts on." if images else
+               "the prompt, and that teacher.base_url passes the text part behind it on."))
 
 
 def _errs_too_often(judged: Sequence[tuple[str, str]]) -> str | None:
     right = sum(label == truth for label, truth in judged)
-    if binom.cdf(right, len(judged), FAIR_ACCURACY) >= SURPRISE:
+    if bdtr(right, len(judged), FAIR_ACCURACY) >= SURPRISE:
         return None
     return (f"Only {right} of the first {len(judged)} answers about gold items are right: the teacher does not seem "
             "to see the items, or gold's labels are not what the prompt asks for. Look at the prompt, the model, and "

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from src.data.texts import DELIMITERS, LONGEST
+from src.data.tables import DELIMITERS, LONGEST
 from src.errors import DataError
 from src.labeling.client import Fault
 from src.labeling.outcome import Outcome

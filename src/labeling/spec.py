@@ -34,7 +34,7 @@ class LabelerSpec:
             if getattr(self, key) < 1:
                 raise ConfigError(f"labeler.{key}", getattr(self, key), "1 or more")
         for key in ("backoff_s", "max_backoff_s", "max_cost_usd", "pilot"):
-            if getattr(self, key) < 0:
+            if not getattr(self, key) >= 0:
                 raise ConfigError(f"labeler.{key}", getattr(self, key), "0 or more")
         for key in ("requests_per_minute", "tokens_per_minute"):
             if (limit := getattr(self, key)) is not None and not limit > 0:

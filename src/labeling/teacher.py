@@ -5,6 +5,7 @@ Knows nothing about how a question is asked or paid for.
 
 import hashlib
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -26,12 +27,20 @@ ROUTING = ("provider", "usage", "user")  # of its request fields, those that lea
 
 @dataclass
 class Price:
-    """US dollars per million tokens, for endpoints that do not report what a request cost."""
+    """US dollars per million tokens, for endpoints that do not report what a request cost. `source` and `date` say who
+    read them where, and when."""
 
     input_usd: float
     output_usd: float
     source: str
     date: str
+
+    def __post_init__(self) -> None:
+        for key in ("input_usd", "output_usd"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ConfigError(f"teacher.price.{key}", getattr(self, key), "0 or more")
+        if (self.input_usd or self.output_usd) and (self.source or self.date):
+            _check_day("teacher.price.date", self.date)
 
 
 @dataclass
@@ -48,10 +57,7 @@ class Terms:
         self.training = {"True": "yes", "False": "no"}.get(str(self.training), self.training)
         if self.training not in ("yes", "no", "unknown"):
             raise ConfigError("teacher.terms.training", self.training, "yes, no or unknown")
-        try:
-            date.fromisoformat(self.date)
-        except ValueError:
-            raise ConfigError("teacher.terms.date", self.date, "the day of reading, as in 2026-11-22") from None
+        _check_day("teacher.terms.date", self.date)
 
 
 @dataclass
@@ -89,10 +95,11 @@ class Teacher:
         if self.json_mode not in JSON_MODES:
             raise ConfigError("teacher.json_mode", self.json_mode, f"one of {', '.join(JSON_MODES)}")
         for key in ("max_tokens", "timeout_s"):
-            if getattr(self, key) <= 0:
+            if not getattr(self, key) > 0:
                 raise ConfigError(f"teacher.{key}", getattr(self, key), "more than 0")
-        if min(self.price.input_usd, self.price.output_usd) < 0:
-            raise ConfigError("teacher.price", (self.price.input_usd, self.price.output_usd), "0 or more")
+        for key in ("image_tokens", "temperature"):
+            if not getattr(self, key) >= 0:
+                raise ConfigError(f"teacher.{key}", getattr(self, key), "0 or more")
         if self.by_openrouter:
             self._check_routing()
 
@@ -177,6 +184,13 @@ class Teacher:
     def cost(self, tokens_in: int, tokens_out: int) -> float:
         """US dollars by the price table."""
         return (tokens_in * self.price.input_usd + tokens_out * self.price.output_usd) / 1e6
+
+
+def _check_day(key: str, day: str) -> None:
+    try:
+        date.fromisoformat(day)
+    except ValueError:
+        raise ConfigError(key, day, "the day of reading, as in 2026-11-22") from None
 
 
 def _plain(value: object) -> str:

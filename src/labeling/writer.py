@@ -7,8 +7,9 @@ teachers or prompts.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -35,7 +36,7 @@ class Writer:
         self._beat_s = beat_s
         self._done: list[_Done] = []
         self._refused: list[_Done] = []
-        self._claims: list[tuple[Claim, asyncio.Future[Standing]]] = []
+        self._claims: list[tuple[Sequence[Claim], asyncio.Future[list[Standing]]]] = []
         self._tell: list[Callable[[Exception], None]] = []
         self._writing: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
@@ -82,12 +83,12 @@ class Writer:
         """Have `call` told at once when the store does not take what came back."""
         self._tell.append(call)
 
-    async def claim(self, claim: Claim) -> Standing:
-        """Ask to be the one who asks; the standing names who is. Raises StoreError."""
-        standing: asyncio.Future[Standing] = asyncio.get_running_loop().create_future()
-        self._claims.append((claim, standing))
+    async def claim(self, claims: Sequence[Claim]) -> list[Standing]:
+        """Ask to be the one who asks; the standings name who is. Raises StoreError."""
+        standings: asyncio.Future[list[Standing]] = asyncio.get_running_loop().create_future()
+        self._claims.append((claims, standings))
         self._start()
-        return await standing
+        return await standings
 
     def keep(self, annotation: Annotation, *, release: Key | None) -> asyncio.Future[None]:
         """Store an answer, and give up its claim with it where this was the question's end. The future is done when
@@ -118,7 +119,8 @@ class Writer:
             claims, self._claims = self._claims, []
             settled = asyncio.get_running_loop().run_in_executor(None, partial(
                 self._store.settle, [d.annotation for d in done if d.annotation],
-                release=[d.release for d in done if d.release], wanted=[claim for claim, _ in claims]))
+                release=[d.release for d in done if d.release],
+                wanted=[claim for wanted, _ in claims for claim in wanted]))
             try:
                 standings = await self._even_if_cancelled(settled)
             except Exception as error:
@@ -133,12 +135,16 @@ class Writer:
                 for d in done:
                     if d.stored and not d.stored.done():
                         d.stored.set_result(None)
-                for (claim, waiting), standing in zip(claims, standings, strict=True):
-                    # Whoever waited may have been cancelled by a second Ctrl-C.
+                given = iter(standings)
+                for wanted, waiting in claims:
+                    theirs = list(islice(given, len(wanted)))
                     if not waiting.done():
-                        waiting.set_result(standing)
-                    elif standing.owner == claim.owner:
-                        self._done.append(_Done(None, claim.key, None))
+                        waiting.set_result(theirs)
+                        continue
+                    # Whoever waited was cancelled by a second Ctrl-C.
+                    for claim, standing in zip(wanted, theirs, strict=True):
+                        if standing.owner == claim.owner:
+                            self._done.append(_Done(None, claim.key, None))
             if self._cut_off or not (self._done or self._claims):
                 return
 

@@ -11,7 +11,6 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import cohen_kappa_score
 
 from src.errors import QualityError
 from src.metrics import Interval, proportion
@@ -67,23 +66,25 @@ def agreement(annotations: Sequence[Annotation], task: TaskSpec, panel: Panel) -
                      krippendorff_alpha(answers), spelt / sum(len(given) for given in answers))
 
 
-def teacher_accuracy(annotations: Sequence[Annotation], truths: Mapping[str, str],
-                     task: TaskSpec) -> dict[str, Interval]:
+def teacher_accuracy(annotations: Sequence[Annotation], truths: Mapping[str, str], task: TaskSpec,
+                     panel: Panel | None = None) -> dict[str, Interval]:
     """By annotator, the share of items whose first usable answer is right, against truth; empty without any.
 
-    An arbiter's is about what it was asked alone, the items on which the others disagree.
+    With a `panel`, only the answers that count there do: an arbiter's accuracy is then about what it was asked alone,
+    the items on which the others disagree, and not about what it said in its preflight.
     """
     judged = {who: [answer == truths[item] for item, answer in first.items() if item in truths]
-              for who, first in _first_answers(annotations, task).items()}
+              for who, first in _first_answers(annotations, task, panel).items()}
     return {who: proportion(sum(right), len(right)) for who, right in judged.items() if right}
 
 
-def teacher_confusion(annotations: Sequence[Annotation], truths: Mapping[str, str],
-                      task: TaskSpec) -> dict[str, npt.NDArray[np.int64]]:
-    """By annotator, [C, C] counts of first usable answers, rows truth, columns answers, in the task's order."""
+def teacher_confusion(annotations: Sequence[Annotation], truths: Mapping[str, str], task: TaskSpec,
+                      panel: Panel | None = None) -> dict[str, npt.NDArray[np.int64]]:
+    """By annotator, [C, C] counts of first usable answers, rows truth, columns answers, in the task's order; of the
+    same answers as `teacher_accuracy`."""
     place = {name: n for n, name in enumerate(task.names)}
     found = {}
-    for who, first in _first_answers(annotations, task).items():
+    for who, first in _first_answers(annotations, task, panel).items():
         matrix = np.zeros((len(place), len(place)), dtype=np.int64)
         for item, answer in first.items():
             if item in truths:
@@ -99,20 +100,22 @@ def label_accuracy(labels: Sequence[Label], truths: Mapping[str, str]) -> Interv
     return proportion(sum(judged), len(judged)) if judged else None
 
 
-def check_collapse(annotations: Sequence[Annotation], truths: Mapping[str, str], task: TaskSpec) -> None:
+def check_collapse(annotations: Sequence[Annotation], truths: Mapping[str, str], task: TaskSpec, *,
+                   images: bool) -> None:
     """Raise QualityError where an annotator does not seem to see what it is shown.
 
     Either nearly all answers are one class although gold's truth is not, or the accuracy on gold is near chance, which
     is what these answers would reach in random order: not surely above it, and surely not half-way from it to 1. The
     second clause spares a good teacher whose data are nearly all of one class, where chance is close to 1 as well.
-    Whoever saw doubtful items alone, as arbiters do, should not be judged here.
+    Whoever saw doubtful items alone, as arbiters do, should not be judged here. `images` says what items are shown as.
     """
     by_annotator = _first_answers(annotations, task)
     for who, first in by_annotator.items():
-        _check_collapse("the teacher" if len(by_annotator) == 1 else who, first, truths, task)
+        _check_collapse("the teacher" if len(by_annotator) == 1 else who, first, truths, task, images)
 
 
-def _check_collapse(who: str, first: Mapping[str, str], truths: Mapping[str, str], task: TaskSpec) -> None:
+def _check_collapse(who: str, first: Mapping[str, str], truths: Mapping[str, str], task: TaskSpec,
+                    images: bool) -> None:
     answers, known = list(first.values()), list(truths.values())
     if len(answers) < COLLAPSE_N or not known:
         return
@@ -121,8 +124,9 @@ def _check_collapse(who: str, first: Mapping[str, str], truths: Mapping[str, str
     if share >= COLLAPSE_SHARE and expected < COLLAPSE_SHARE - 0.1:
         raise QualityError(
             f"{share:.0%} of {len(answers)} answers are {common!r}, but only {expected:.0%} of gold is: {who} "
-            "does not seem to see the items. Check that the model takes images and that teacher.base_url keeps "
-            "image_url parts."
+            "does not seem to see the items. Check that "
+            + ("the model takes images and that teacher.base_url keeps image_url parts." if images
+               else "the prompt tells the classes apart, and look at what was asked and answered.")
         )
     judged = [(answer, truths[item]) for item, answer in first.items() if item in truths]
     if len(judged) < COLLAPSE_N:
@@ -134,16 +138,19 @@ def _check_collapse(who: str, first: Mapping[str, str], truths: Mapping[str, str
     if right.low <= chance and right.high < (1 + chance) / 2:
         raise QualityError(
             f"The accuracy on gold is {right}, no better than chance ({chance:.2f}), where {who} answers. Check the "
-            "prompt, that the model takes images, and that gold's labels are right."
+            f"prompt, {'that the model takes images, ' if images else ''}and that gold's labels are right."
         )
 
 
-def _first_answers(annotations: Sequence[Annotation], task: TaskSpec) -> dict[str, dict[str, str]]:
-    """Annotator → item → the usable answer of the lowest pass."""
+def _first_answers(annotations: Sequence[Annotation], task: TaskSpec,
+                   panel: Panel | None = None) -> dict[str, dict[str, str]]:
+    """Annotator → item → the usable answer of the lowest pass, of those that count where a `panel` is given."""
     found: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
     for annotation in annotations:
         label = task.map_label(annotation.label)
         if label is None or annotation.annotator.startswith(HUMAN):
+            continue
+        if panel and not panel.counts(annotation.annotator, annotation.pass_index):
             continue
         own = found[annotation.annotator]
         if annotation.item not in own or annotation.pass_index < own[annotation.item][0]:
@@ -152,5 +159,7 @@ def _first_answers(annotations: Sequence[Annotation], task: TaskSpec) -> dict[st
 
 
 def _kappa(pairs: Sequence[tuple[str, str]]) -> float:
+    from sklearn.metrics import cohen_kappa_score  # takes memory while a million items are asked about
+
     left, right = zip(*pairs, strict=True)
     return float(cohen_kappa_score(left, right)) if len({*left, *right}) > 1 else math.nan

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from src.metrics import Bools, Floats, Interval, ece, proportion
 from src.task import Label
@@ -40,11 +39,16 @@ class Trust:
 @dataclass(frozen=True)
 class Reliability:
     """What gold says of confidence, on the `accuracy.n` labels that both figures are about: `said` by the annotators,
-    None where they did not, and `calibrated`, each label's probability as fitted without its own item."""
+    None where they did not, and `calibrated`, each label's probability as fitted without its own item.
+
+    `one_for_all` says that gold holds too few mistakes to tell labels apart: each has the share of right ones (of its
+    kind, split or of one voice), which is calibrated by construction, so that its calibration error tells nothing.
+    """
 
     accuracy: Interval
     said: Trust | None
     calibrated: Trust
+    one_for_all: bool = False
 
 
 def with_probability(labels: Sequence[Label], *, truths: Mapping[str, str], names: Sequence[str],
@@ -63,7 +67,7 @@ def with_probability(labels: Sequence[Label], *, truths: Mapping[str, str], name
     if gold.sum() < GOLD_LEAST:
         return list(labels)
     right = np.array([label.label == truths.get(label.item) for label in chosen], dtype=bool)
-    split = np.array([len({vote for vote in label.votes if vote}) > 1 for label in chosen], dtype=bool)
+    split = np.array([_split(label) for label in chosen], dtype=bool)
     evidence = _evidence(chosen, names, out_of_fold or {})
     made = list(labels)
     for kind in (split, ~split):
@@ -86,7 +90,25 @@ def reliability(labels: Sequence[Label], truths: Mapping[str, str]) -> Reliabili
         proportion(int(right.sum()), len(right)),
         _trust([label.confidence for label in told], right) if told else None,
         _trust([label.probability for label in judged], right),
+        not any(_tell_apart(kind) for kind in _by_kind(labels, truths)),
     )
+
+
+def _by_kind(labels: Sequence[Label], truths: Mapping[str, str]) -> list[Bools]:
+    """Whether gold's labels are right, those of split votes and those of one voice."""
+    known = [label for label in labels if label.item in truths and label.label is not None]
+    right = np.array([label.label == truths[label.item] for label in known], dtype=bool)
+    split = np.array([_split(label) for label in known], dtype=bool)
+    return [right[split], right[~split]]
+
+
+def _split(label: Label) -> bool:
+    return len({vote for vote in label.votes if vote}) > 1
+
+
+def _tell_apart(right: Bools) -> bool:
+    """Whether there are right and wrong ones enough for a regression."""
+    return bool(min(right.sum(), (~right).sum()) >= OUTCOMES_LEAST)
 
 
 def _trust(confidence: Sequence[float | None], right: Bools) -> Trust:
@@ -123,7 +145,7 @@ def _judged(evidence: Floats, gold: Bools, right: Bools) -> Floats:
     found = np.full(len(gold), np.nan)
     if not len(right):
         return found
-    fit = _regression if min(right.sum(), (~right).sum()) >= OUTCOMES_LEAST else _share
+    fit = _regression if _tell_apart(right) else _share
     if not gold.all():
         found[~gold] = fit(evidence[gold], right)(evidence[~gold])
     fold = np.empty(len(right), dtype=np.int64)
@@ -162,6 +184,8 @@ def _regression(evidence: Floats, right: Bools) -> Judge:
         found = rows(evidence)
         scaled = (np.clip(found, low, high) - mean) / np.where(spread > 0, spread, 1)
         return np.hstack([np.where(np.isnan(found), 0, scaled), np.isnan(found)])
+
+    from sklearn.linear_model import LogisticRegression  # takes memory while a million items are asked about
 
     fitted = LogisticRegression(C=1.0).fit(columns(evidence), right)
 

@@ -45,8 +45,9 @@ def contact_sheet(listed: Sequence[Listed], items: Mapping[str, Item], *, title:
 def _card(one: Listed, item: Item, max_pixels: int) -> str:
     payload = item.payload
     shown = f"<p>{escape(shortened(payload))}</p>" if isinstance(payload, str) else _picture(payload, max_pixels)
-    cells = {"label": one.label.label or "no label", "why_listed": one.why, "votes": said(one.label),
-             "why": one.label.why, "file": item.name, "item": item.key[:12]}
+    label = one.shown
+    cells = {"label": label.label or ("label not shown" if one.blind else "no label"), "why_listed": one.why,
+             "votes": said(label), "why": label.why, "file": item.name, "item": item.key[:12]}
     return CARD.format(shown=shown, **{name: escape(cell) for name, cell in cells.items()})
 
 

@@ -31,4 +31,5 @@ def doubt(annotation: Annotation, task: TaskSpec) -> str | None:
 
 
 def _speaks_of(why: str, name: str) -> bool:
-    return bool(re.search(rf"\b{re.escape(name.replace('_', ' '))}s?\b", why))
+    """`why` is in lower case, which an alias need not be."""
+    return bool(re.search(rf"\b{re.escape(name.lower().replace('_', ' '))}s?\b", why))

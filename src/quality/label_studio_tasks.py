@@ -1,5 +1,6 @@
 """The way out to Label Studio: tasks with predictions, and the labeling config that goes with them.
 
+A spot check has no prediction, and nothing else that tells its label.
 Knows nothing about teachers or students, and does without Label Studio's own packages.
 """
 
@@ -98,7 +99,7 @@ def local(root: Path) -> Callable[[Path], str]:
 
 
 def _task(one: Listed, item: Item, task: TaskSpec, address: Callable[[Path], str]) -> dict[str, Any]:
-    label = one.label
+    label = one.shown
     shown = {"text": item.payload} if isinstance(item.payload, str) else {"image": address(item.payload)}
     # Label Studio returns predictions as bare numbers: only by the item's hash in the data are answers joined to it.
     data = {"item": item.key, "task": task.name, "file": item.name, "why_listed": one.why, "votes": said(label),

@@ -12,6 +12,7 @@ import numpy as np
 
 from src.metrics import Bools, Interval, bootstrap
 from src.quality.conclude import votes
+from src.quality.gold_size import advice, for_choose
 from src.task import Annotation, Panel, TaskSpec
 
 MISTAKES_LEAST = 5  # of each opinion: a correlation of fewer is the story of one or two items
@@ -31,7 +32,7 @@ class Independence:
 
 def independence(annotations: Iterable[Annotation], truths: Mapping[str, str], task: TaskSpec, panel: Panel, *,
                  seed: int) -> Independence:
-    """Judged on gold (`truths`: item → class), on its items that every member answered in every pass.
+    """Judged on gold's *choose* part (`truths`: item → class), on its items that every member answered in every pass.
 
     Kish's design effect (1965): k opinions whose mistakes correlate by rho are worth k / (1 + (k - 1) rho).
     """
@@ -52,7 +53,7 @@ def independence(annotations: Iterable[Annotation], truths: Mapping[str, str], t
     wrong = np.array(rows, dtype=bool).reshape(-1, k)
     n, fewest = len(wrong), int(wrong.sum(axis=0).min())
     if fewest < MISTAKES_LEAST:
-        needed = f"; about {math.ceil(MISTAKES_LEAST * n / fewest)} items would tell" if fewest else ""
+        needed = f"; {advice(for_choose(MISTAKES_LEAST * len(truths) / fewest))} would tell" if fewest else ""
         return Independence(k, None, None,
                             f"{fewest} mistakes of the best opinion on {n} gold items are too few{needed}")
     effective = bootstrap(lambda index: k / (1 + (k - 1) * _correlation(wrong[index])), n, seed=seed)

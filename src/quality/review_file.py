@@ -1,7 +1,8 @@
 """`review_labels.csv`: what a person should look at, to edit.
 
 A person writes a class into `label_final`; the next run imports that as this person's annotation before anything
-else. What was edited and not yet imported is never overwritten. Knows nothing about teachers or students.
+else. What was edited and not yet imported is never overwritten. Of a spot check, no cell tells the label.
+Knows nothing about teachers or students.
 """
 
 import hashlib
@@ -81,7 +82,7 @@ class ReviewFile:
             write_whole(target, written, marked=True)
             if target == self.path:
                 self._write_note(written, {one.label.item: final.get(one.label.item, "") for one in listed},
-                                 {one.label.item: one.label.label or "" for one in listed})
+                                 {one.label.item: one.shown.label or "" for one in listed})
         return target
 
     def annotations(self, store: Store) -> list[Annotation]:
@@ -176,7 +177,7 @@ def _table(listed: Sequence[Listed], items: Mapping[str, Item], final: Mapping[s
     def cells(one: Listed) -> list[str]:
         item = one.label.item
         theirs = [noted.get(item, {}).get(name, "") for name in added]
-        return [*row(names, one.label, items[item]), one.why, final.get(item, ""), *theirs]
+        return [*row(names, one.shown, items[item]), one.why, final.get(item, ""), *theirs]
 
     return csv_text([*names, "why_listed", "label_final", *added], map(cells, listed))
 

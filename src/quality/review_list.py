@@ -4,7 +4,7 @@ Pure. Knows nothing about the files that people are shown it in.
 """
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from src.quality.conclude import HUMAN
 from src.quality.spot_checks import sample
@@ -15,10 +15,24 @@ SPOT_CHECK = "spot check"
 
 @dataclass(frozen=True)
 class Listed:
-    """`label` as it stands, and `why` a person should look at it: a spot check, a reason to doubt it, or both."""
+    """`label` as it stands, and `why` a person should look at it: a spot check, or a reason to doubt it."""
 
     label: Label
     why: str
+
+    @property
+    def blind(self) -> bool:
+        """Whether the person answers without knowing the label: who has read it agrees more often than who has not, and
+        a spot check is to tell how right the labels are."""
+        return self.why == SPOT_CHECK
+
+    @property
+    def shown(self) -> Label:
+        """What a person may see of the label."""
+        if not self.blind:
+            return self.label
+        return replace(self.label, label=None, source="", reason="", confidence=None, votes=(), why="",
+                       probability=None, distribution=())
 
 
 def to_review(labels: Sequence[Label], unreviewed: Sequence[Label], *, keep: Container[str], spot_checks: int,
@@ -31,8 +45,7 @@ def to_review(labels: Sequence[Label], unreviewed: Sequence[Label], *, keep: Con
     current, alone = {label.item: label for label in labels}, {label.item: label for label in unreviewed}
     machine = [alone.get(label.item, label) for label in labels
                if label.item in alone or not label.source.startswith(HUMAN)]
-    listed = [Listed(current[label.item], f"{SPOT_CHECK}; {label.reason}" if label.reason else SPOT_CHECK)
-              for label in sample(machine, spot_checks, seed)]
+    listed = [Listed(current[label.item], SPOT_CHECK) for label in sample(machine, spot_checks, seed)]
     drawn = {one.label.item for one in listed}
     rest = [label for label in machine if label.item not in drawn]
     doubtful = sorted((label for label in rest if not label.accepted or label.reason), key=_sureness)

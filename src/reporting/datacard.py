@@ -8,6 +8,7 @@ from src.data.folder import NAMED
 from src.labeling.migrate import MIGRATED
 from src.labels import Labelled
 from src.quality.confidence import Trust
+from src.quality.gold_size import advice
 from src.reporting.terms import terms_and_privacy
 from src.task import Failure, TaskSpec
 
@@ -57,7 +58,7 @@ def _items(made: Labelled) -> list[str]:
 
 def _annotators(made: Labelled, task: TaskSpec) -> list[str]:
     answers, panel = made.answers, made.answers.panel
-    given = [a for a in answers.annotations if task.map_label(a.label)]
+    given = [a for a in answers.annotations if task.map_label(a.label) and panel.counts(a.annotator, a.pass_index)]
     by = Counter(a.annotator for a in given)
     rows = [f"- {_code(member)}: asked about every item, {panel.passes} time(s); {by[member]} answers"
             for member in panel.members]
@@ -82,9 +83,10 @@ def _money(made: Labelled) -> list[str]:
     rows = [f"- Cost of these annotations, all runs together: ${answers.cost_usd:.4f}{paid}",
             f"- This run, preflight included: {answers.asked.requests} requests for ${answers.asked.cost_usd:.4f}; "
             f"{answers.answered} questions were answered before"]
-    if lost := [a.cost_usd for a in answers.annotations if a.failure == Failure.LOST]:
-        rows.append(f"- Lost: {len(lost)} questions were in flight when their process died. They stand in the sum at "
-                    f"their worst case, ${sum(lost):.4f} together, and may have cost less")
+    # One that cost nothing was never asked again: it only says that its run ended first.
+    if lost := [a.cost_usd for a in answers.annotations if a.failure == Failure.LOST and a.cost_usd]:
+        rows.append(f"- Lost: {len(lost)} requests were cut off, as a run was stopped or its process died. They stand "
+                    f"in the sum at their worst case, ${sum(lost):.4f} together, and may have cost less")
     if any(a.job.startswith(MIGRATED) for a in answers.annotations):
         rows.append("- Answers carried over from another version were paid for there and are not in these sums")
     if others := {name: n for name, n in answers.asked.outcomes.items() if name != "answered"}:
@@ -107,7 +109,7 @@ def _quality(made: Labelled, task: TaskSpec) -> list[str]:
     if made.reviewers:
         rows.append(f"- Reviewers who answered the same items agree on {made.reviewers} (95%)")
     if made.enough_gold:
-        rows.append(f"- Gold is small: about {made.enough_gold} items would bring the teacher's accuracy within "
+        rows.append(f"- Gold is small: {advice(made.enough_gold)} would bring the teacher's accuracy within "
                     "quality.gold_half_width")
     rows += [f"- Mistaken most often by {_code(who) if several else 'the teacher'} on gold: {pairs}"
              for who, matrix in made.gold_confusion.items() if (pairs := _confused(matrix.tolist(), task.names))]
@@ -120,8 +122,11 @@ def _quality(made: Labelled, task: TaskSpec) -> list[str]:
                  else f"an unknown number of independent ones: {opinions.reason}")
         rows.append(f"- {opinions.asked} opinions on every item, worth {worth}")
     if trust := made.reliability:
+        fitted = ("one probability for all, split votes apart, since there are too few mistakes to tell more; mean "
+                  f"{trust.calibrated.mean:.3f}, Brier score {trust.calibrated.brier:.3f}"
+                  if trust.one_for_all else _trust(trust.calibrated))
         rows.append(f"- Probability of being right, calibrated on {trust.accuracy.n} gold labels of which "
-                    f"{trust.accuracy.value:.3f} are right: {_trust(trust.calibrated)}"
+                    f"{trust.accuracy.value:.3f} are right: {fitted}"
                     + (f"; confidence as the annotators say it: {_trust(trust.said)}" if trust.said else ""))
     if made.suspects:
         rows.append(f"- {made.suspects} labels looked mistaken and were asked about once more")

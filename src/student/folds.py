@@ -104,7 +104,7 @@ def deal_folds(items: Sequence[Item], labels: Mapping[str, Label], *, folds: int
         raise DataError(
             f"{len(known)} accepted label(s) in {len(clusters(known))} group(s) are too few for quality.folds={folds} "
             f"students: each needs {MIN_TRAIN} to learn from, and others to be chosen by, beside the fold that it "
-            "answers for. Raise labeler.max_items, lower quality.min_confidence or quality.folds, or do without a "
+            "answers for. Raise labeler.max_items, lower what quality.min_… asks or quality.folds, or do without a "
             "student's opinion (another quality.consensus than crowdlab, quality.second_look_share=0)."
         )
     return found

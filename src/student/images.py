@@ -86,7 +86,7 @@ class LabelledImages(L.LightningDataModule):
         for part, items, least in (("training", self.train_items, MIN_TRAIN), ("validation", self.validation_items, 1)):
             if len(items) < least:
                 raise DataError(f"{len(items)} accepted label(s) in the {part} part are too few: raise "
-                                "labeler.max_items, or lower quality.min_confidence.")
+                                "labeler.max_items, or lower what quality.min_… asks.")
         self._labels = labels
         self._classes = list(classes)
         self._size, self._sharpen, self._max_pixels = input_size, sharpen, max_pixels

@@ -55,10 +55,10 @@ class StudentSpec:
         for key, least in (("input_size", 32), ("batch_size", 2)):
             if getattr(self, key) < least:
                 raise ConfigError(f"student.{key}", getattr(self, key), f"{least} or more")
-        if self.learning_rate <= 0:
+        if not self.learning_rate > 0:
             raise ConfigError("student.learning_rate", self.learning_rate, "more than 0")
         for key in ("weight_decay", "mixup"):
-            if getattr(self, key) < 0:
+            if not getattr(self, key) >= 0:
                 raise ConfigError(f"student.{key}", getattr(self, key), "0 or more")
         for key in ("label_smoothing", "warmup_share", "drop_rate"):
             if not 0 <= getattr(self, key) < 1:
