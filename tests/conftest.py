@@ -8,6 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# What is computed here is so small that threads mostly wait for each other, and beside other work they do so for
+# minutes. This must stand before numpy is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import review_folder
 from hydra import compose, initialize_config_dir
@@ -25,8 +29,6 @@ SHARED = ROOT.parent / "shared" / "data"
 for name in ("OPENROUTER_API_KEY", "OPENAI_API_KEY", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
 os.environ["HF_HUB_OFFLINE"] = "1"
-# What is trained here is so small that threads mostly wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @functools.cache

@@ -61,7 +61,7 @@ def listening() -> Iterator[tuple[str, list[dict[str, Any]]]]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}/v1", heard

@@ -1,6 +1,5 @@
 """Votes → probabilities: by hand, against a second implementation, and where there is next to nothing to go by."""
 
-
 import numpy as np
 import pytest
 from cleanlab.multiannotator import get_label_quality_multiannotator

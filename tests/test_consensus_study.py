@@ -33,7 +33,7 @@ from src.config import Job
 from src.errors import DataError
 from src.metrics import proportion
 from src.quality.spot_checks import sample
-from src.task import Annotation
+from src.task import Annotation, Label
 
 REVIEWS = SHARED / "movie_reviews" / "train.csv"
 
@@ -206,6 +206,12 @@ def real() -> Recorded:
     return Recorded(REVIEWS, Crowd(common=0.0, seed=0).quality)
 
 
+@pytest.fixture(scope="module")
+def ranked(real: Recorded) -> list[Label]:
+    """Most suspicious first; a student is trained for it."""
+    return real.suspects()
+
+
 @pytest.mark.shared
 def test_the_llm_is_as_right_as_the_file_says(real: Recorded) -> None:
     with REVIEWS.open(newline="", encoding="utf-8") as lines:
@@ -223,9 +229,8 @@ def test_the_interval_from_200_gold_items_covers_the_llms_true_accuracy(real: Re
 
 
 @pytest.mark.shared
-def test_filters_buy_accuracy_with_coverage(real: Recorded) -> None:
+def test_filters_buy_accuracy_with_coverage(real: Recorded, ranked: list[Label]) -> None:
     """Those that a student doubts are wrong far more often, and most of them are right all the same."""
-    ranked = real.suspects()
     kept = [real.right(ranked[round(share * len(ranked)):]) for share in (0, 0.05, 0.1, 0.2)]
     assert kept[0].value == real.accuracy.value
     assert all(later.value > earlier.value for earlier, later in pairwise(kept))
@@ -235,8 +240,9 @@ def test_filters_buy_accuracy_with_coverage(real: Recorded) -> None:
 
 
 @pytest.mark.shared
-def test_audits_correct_most_where_a_student_doubts_and_estimate_where_lots_decide(real: Recorded) -> None:
-    true, ranked, size = real.accuracy.value, real.suspects(), 800
+def test_audits_correct_most_where_a_student_doubts_and_estimate_where_lots_decide(real: Recorded,
+                                                                                  ranked: list[Label]) -> None:
+    true, size = real.accuracy.value, 800
     by_lot, by_doubt = (real.corrected(part) for part in (sample(real.labels, size, 0), ranked[:size]))
     # People correct what they look at, and nothing else.
     assert by_doubt.value == pytest.approx(true + fmean(

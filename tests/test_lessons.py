@@ -9,18 +9,15 @@ import asyncio
 import json
 import random
 import re
-import sys
 import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
-from picture_survey import pictures, put
 from scripted_server import (
     PROMPT,
     TASK,
@@ -36,7 +33,6 @@ from scripted_server import (
     refuse,
     serving,
 )
-from stand_in import make_errors
 
 from src.config import Job
 from src.errors import TeacherError
@@ -97,10 +93,10 @@ SHOWN_BY: dict[int, tuple[str, tuple[str, ...]]] = {
         "test_prompt::test_another_question_has_another_hash",
         "test_prompt::test_how_an_item_is_shown_counts",
         "test_prompt::test_another_annotator_has_another_name",
-        "test_lessons::test_another_question_is_asked",
-        "test_lessons::test_the_same_question_is_not_asked_again",
-        "test_lessons::test_more_items_and_another_order_ask_for_the_new_ones_alone",
-        "test_lessons::test_the_second_pass_is_no_copy_of_the_first",
+        "test_asked_again::test_another_question_is_asked",
+        "test_asked_again::test_the_same_question_is_not_asked_again",
+        "test_asked_again::test_more_items_and_another_order_ask_for_the_new_ones_alone",
+        "test_asked_again::test_the_second_pass_is_no_copy_of_the_first",
         "test_labeler::test_what_failed_for_now_is_asked_again_by_the_next_run",
     )),
     8: ("what was paid is lost by a crash, by Ctrl-C, or for a row that moved; everything is held in memory", (
@@ -108,7 +104,7 @@ SHOWN_BY: dict[int, tuple[str, tuple[str, ...]]] = {
         "test_kill::test_the_command_killed_goes_on_where_it_was",
         "test_interrupt::test_ctrl_c_keeps_what_is_in_flight_and_the_same_command_goes_on",
         "test_labeler::test_an_answer_is_on_disk_before_it_counts",
-        "test_lessons::test_more_items_and_another_order_ask_for_the_new_ones_alone",
+        "test_asked_again::test_more_items_and_another_order_ask_for_the_new_ones_alone",
         "test_lessons::test_memory_does_not_grow_with_what_was_answered",
     )),
     9: ("what an LLM says of its own confidence is believed; where it says nothing, everything is dropped", (
@@ -138,9 +134,9 @@ SHOWN_BY: dict[int, tuple[str, tuple[str, ...]]] = {
         "test_label_studio::test_label_studios_own_validator_accepts_it",
     )),
     13: ("a package on the way of the money turns malicious", (
-        "test_lessons::test_every_dependency_is_pinned_and_none_is_known_to_be_bad",
-        "test_lessons::test_what_sees_the_key_imports_little",
-        "test_lessons::test_what_sees_the_key_loads_nobody_elses_client",
+        "test_dependencies::test_every_dependency_is_pinned_and_none_is_known_to_be_bad",
+        "test_dependencies::test_what_sees_the_key_imports_little",
+        "test_dependencies::test_what_sees_the_key_loads_nobody_elses_client",
     )),
     14: ("the image goes into the wrong part, and every answer is the same, unseen for a whole run", (
         "test_rehearsal::test_a_breach_of_protocol_is_named",
@@ -330,68 +326,6 @@ def test_the_estimates_interval_holds_what_the_rest_costs() -> None:
     assert 930 <= held <= 980
 
 
-# 7
-
-
-@pytest.fixture
-def asked_before(store: Store, tmp_path: Path) -> list[Item]:
-    items = pictures(tmp_path, 4)
-    assert put(items, store, errors=make_errors()).asked.requests == 4
-    return items
-
-
-@pytest.mark.parametrize("change", [
-    {"task": replace(TASK, system_prompt="JSON, please.")},
-    {"task": replace(TASK, user_prompt="Which of {{ classes | tojson }} is it?")},
-    {"task": replace(TASK, classes=TASK.classes | {"plum": ""})},
-    {"base_url": "http://127.0.0.1:10/v1"},
-    {"base_url": "http://127.0.0.1:9/v2"},
-    {"teacher": {"model": "m-2"}},
-    {"teacher": {"temperature": 0.5}},
-    {"teacher": {"sampling": {"top_p": 0.9}}},
-    {"passes": 2},
-], ids=str)
-def test_another_question_is_asked(store: Store, asked_before: list[Item], change: dict[str, Any]) -> None:
-    assert put(asked_before, store, errors=make_errors(), **change).asked.requests == 4
-
-
-@pytest.mark.parametrize("change", [
-    {"teacher": {"max_tokens": 200}}, {"teacher": {"timeout_s": 9.0}}, {"teacher": {"json_mode": "json_schema"}},
-    {"teacher": {"key_env": "ANOTHER_KEY"}}, {"teacher": {"routing": {"provider": {"zdr": True}}}},
-    {"teacher": price(0.5)}, {"task": replace(TASK, aliases={"birne": "pear"})}, {"task": replace(TASK, version=2)},
-    {"concurrency": 9}, {"max_cost_usd": 9.0}, {"gold": 2},
-], ids=str)
-def test_the_same_question_is_not_asked_again(store: Store, asked_before: list[Item], change: dict[str, Any]) -> None:
-    again = put(asked_before, store, errors=make_errors(), **change)
-    assert (again.asked.requests, again.answered, len(again.annotations)) == (0, 4, 4)
-
-
-def test_more_items_and_another_order_ask_for_the_new_ones_alone(store: Store, tmp_path: Path) -> None:
-    """Items are known by what they are, not by where they stand or by what stands beside them."""
-    items = pictures(tmp_path, 12)
-    put(items[3:9], store, errors=make_errors())
-    before = store.read()
-    again = put(items[::-1], store, errors=make_errors())
-    assert again.asked.requests == 6 and again.answered == 6
-    assert {(a.item, a.label) for a in again.annotations} == {(item.key, item.truth) for item in items}
-    assert store.read()[:6] == before
-
-
-def test_the_second_pass_is_no_copy_of_the_first(store: Store) -> None:
-    """Behind a gateway that replays what it was asked under the same key, as some do."""
-    chance, replies = random.Random(0), {}
-
-    async def says(asked: Asked) -> web.Response:
-        key = asked.headers["Idempotency-Key"]
-        replies.setdefault(key, chance.choice(TASK.names))
-        return answer(asked, label=replies[key])
-
-    tally = label(Server(says), 100, store, passes=2)
-    assert tally.pairs == 100 and 30 < tally.agreeing < 70
-    said = {(a.item, a.pass_index): a.label for a in store.read()}
-    assert sum(said[item, 0] == said[item, 1] for item, _ in said) / 2 == tally.agreeing
-
-
 # 8
 
 
@@ -460,60 +394,3 @@ def test_a_teacher_that_may_be_learned_from_says_so_to_its_router(make_job: Call
             assert provider["enforce_distillable_text"] is True
     added = make_job("+teacher.routing.provider.enforce_distillable_text=true")
     assert request(added)["provider"]["enforce_distillable_text"] is True
-
-
-# 13
-
-PINNED = re.compile(r"([A-Za-z0-9_.\-]+)==([0-9][A-Za-z0-9.+!]*)( ; .+)?")
-BAD = {"litellm"}  # 1.82.7 and 1.82.8 stole keys
-# What reads the key, sends it, and books what comes back, may import; the standard library besides.
-TRUSTED = {"aiohttp", "jinja2", "numpy", "scipy", "PIL", "pydantic", "psutil", "omegaconf"}
-CLIENTS = {"openai", "litellm", "anthropic", "google.genai", "langchain", "instructor", "httpx", "httpx2", "requests"}
-
-
-def pinned(path: Path) -> dict[str, str]:
-    """Package → version; an AssertionError names a line that allows more than one version."""
-    found = {}
-    for line in path.read_text().splitlines():
-        if line.strip() and not line.startswith("#"):
-            match = PINNED.fullmatch(line)
-            assert match, f"{path.name}: {line!r} pins no version"
-            found[re.sub(r"[-_.]+", "-", match[1]).lower()] = match[2]
-    return found
-
-
-def test_every_dependency_is_pinned_and_none_is_known_to_be_bad() -> None:
-    files = sorted(ROOT.glob("requirements*.txt"))
-    assert ROOT / "requirements.txt" in files
-    for path in files:
-        assert len(packages := pinned(path)) > 10 and not BAD & packages.keys(), path
-    asked_for = (ROOT / "pyproject.toml").read_text().lower()
-    assert not any(re.search(rf'"{name}\b', asked_for) for name in BAD)
-
-
-def imports(path: Path) -> set[str]:
-    """Dotted names of all that a file imports, also within functions."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level and node.module
-            found.add(node.module)
-    return found
-
-
-def test_what_sees_the_key_imports_little() -> None:
-    rooms = {"errors", "console", "task", "metrics", "store", "data", "labeling"}
-    paths = sorted((ROOT / "src/labeling").rglob("*.py"))
-    assert len(paths) > 15
-    for path in paths:
-        for name in imports(path):
-            top, _, rest = name.partition(".")
-            allowed = rest.split(".")[0] in rooms if top == "src" else top in TRUSTED | sys.stdlib_module_names
-            assert allowed, f"{path.name} imports {name}"
-
-
-def test_what_sees_the_key_loads_nobody_elses_client(loaded: dict[str, set[str]]) -> None:
-    modules = loaded["src.labeling.ask"]
-    assert "aiohttp" in modules and not CLIENTS & modules

@@ -242,7 +242,7 @@ class Asked(BaseHTTPRequestHandler):
 @contextmanager
 def teaching(says: Says) -> Iterator[Teaching]:
     with Teaching(says) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
             yield server

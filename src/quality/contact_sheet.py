@@ -31,7 +31,7 @@ PAGE = """<!doctype html>
 {cards}
 </main>
 """
-CARD = """<article>{shown}<b>{label}</b><br>{why_listed}<br>said: {votes}<br>{why}<br>
+CARD = """<article>{shown}<b>{label}</b><br>{why_listed}<br>{votes}<br>{why}<br>
 <small>{file}<br>{item}…</small></article>"""
 
 
@@ -47,7 +47,8 @@ def _card(one: Listed, item: Item, max_pixels: int) -> str:
     shown = f"<p>{escape(shortened(payload))}</p>" if isinstance(payload, str) else _picture(payload, max_pixels)
     label = one.shown
     cells = {"label": label.label or ("label not shown" if one.blind else "no label"), "why_listed": one.why,
-             "votes": said(label), "why": label.why, "file": item.name, "item": item.key[:12]}
+             "votes": (votes := said(label)) and f"said: {votes}", "why": label.why, "file": item.name,
+             "item": item.key[:12]}
     return CARD.format(shown=shown, **{name: escape(cell) for name, cell in cells.items()})
 
 
