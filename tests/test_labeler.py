@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from picture_survey import pictures, put
+from omegaconf import OmegaConf
+from PIL import Image
 from scripted_server import (
+    HOW,
     JPEG,
     PROMPT,
     TASK,
@@ -35,17 +37,17 @@ from scripted_server import (
     price,
     refuse,
 )
-from stand_in import make_errors
 
 import src.labeling.ask as asking
 from src.errors import DataError, StoreError, TeacherError
 from src.labeling.budget import Budget
 from src.labeling.labeler import GIVE_UP_AFTER
-from src.labeling.rehearsal import Rehearsal
+from src.labeling.rehearsal import ErrorModel, Rehearsal
 from src.labeling.teacher import Price
 from src.store import Store
-from src.task import Annotation, Failure
+from src.task import Annotation, Failure, Item, TaskSpec
 
+CONF = Path(__file__).parents[1] / "conf"
 KEY = "sk-test-0123456789/abcdef"
 
 
@@ -719,6 +721,33 @@ def test_an_interrupt_does_not_wait_for_a_pause(store: Store) -> None:
 
 
 # The synchronous door: ask()
+
+
+def make_errors(file: str = "none", **changes: Any) -> ErrorModel:
+    values = OmegaConf.load(CONF / f"rehearsal/errors/{file}.yaml")
+    made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ErrorModel), values, changes))
+    assert isinstance(made, ErrorModel)
+    return made
+
+
+def pictures(folder: Path, count: int) -> list[Item]:
+    items = []
+    for n in range(count):
+        path = folder / f"{n}.png"
+        Image.new("RGB", (8, 8), (n, 255 - n, 2 * n)).save(path)
+        items.append(Item(hashlib.sha256(path.read_bytes()).hexdigest(), path, path.name, truth=TASK.names[n % 2]))
+    return items
+
+
+def put(items: list[Item], store: Store, *, task: TaskSpec = TASK, base_url: str = "http://127.0.0.1:9/v1",
+        gold: int = 4, errors: ErrorModel | None = None, teacher: dict[str, Any] | None = None,
+        check: Any = lambda annotations: None, **changes: Any) -> asking.Answers:
+    survey = asking.Survey(
+        task=task, teachers=[make_teacher(base_url, **(teacher or {}))], arbiter=None, how=HOW,
+        spec=make_spec(**changes), store=store, max_pixels=10**6, seed=0, job="",
+        rehearsal=asking.RehearsalSpec("always", errors, {}) if errors else None,
+    )
+    return survey.run(items[:gold], items[gold:], check)
 
 
 def test_a_rehearsal_labels_everything_once(store: Store, tmp_path: Path) -> None:
