@@ -8,6 +8,7 @@ that a process died. SQLite by default; PostgreSQL works by its SQLAlchemy addre
 
 import re
 import sqlite3
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -137,7 +138,7 @@ class Store:
                 Path(address).parent.mkdir(parents=True, exist_ok=True)
             if self._sqlite:
                 self._engine = sa.create_engine(url, connect_args={"timeout": lock_wait_s})
-                sa.event.listen(self._engine, "connect", _prepare_sqlite)
+                sa.event.listen(self._engine, "connect", lambda connection, _: _prepare_sqlite(connection, lock_wait_s))
             else:
                 self._engine = sa.create_engine(url, pool_pre_ping=True)
             dialect = self._engine.dialect
@@ -411,12 +412,21 @@ def _way_out(cause: str) -> str:
     return next((way for sign, way in ways.items() if sign in cause), "Nothing that was stored is lost.")
 
 
-def _prepare_sqlite(connection: Any, _: object) -> None:
+def _prepare_sqlite(connection: Any, lock_wait_s: float) -> None:
     # The driver opens no transactions of its own: `_writing` does, and reads need none.
     connection.isolation_level = None
     # WAL lets readers (another job, a notebook) in while a labeler writes; FULL makes a commit survive a power cut,
     # which costs about a millisecond and an answer costs money.
-    connection.execute("PRAGMA journal_mode=WAL")
+    until = time.monotonic() + lock_wait_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            # SQLite itself does not wait here while another process makes the same new file.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
     connection.execute("PRAGMA synchronous=FULL")
 
 

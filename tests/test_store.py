@@ -238,6 +238,20 @@ def test_a_short_lock_is_waited_out(tmp_path: Path) -> None:
     other.close()
 
 
+def test_a_file_that_another_is_about_to_make_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    assert "database is locked" in fault(path, lock_wait_s=0.05)
+    timer = threading.Timer(0.3, lambda: other.execute("ROLLBACK"))
+    timer.start()
+    store = Store(path)
+    store.add([make()])
+    assert store.read() == [make()]
+    timer.join()
+    other.close()
+
+
 def test_a_full_disk_loses_nothing_that_was_stored(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     store = Store(path)
