@@ -9,77 +9,47 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import hydra
 import numpy as np
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from src.calibration.calibrators import Calibrator, fit, to_dict, to_logits
-from src.calibration.certificate import Certificate, certify, declare, usual_threshold
+from src.calibration.calibrate import Calibrated, advice, calibrate
+from src.calibration.calibrators import Calibrator, to_logits
+from src.calibration.certificate import Certificate, certify, declare
 from src.calibration.gold_needed import CHANCE, highest_target, least_gold
 from src.calibration.ledger import Budget, budget, read_ledger, spend
-from src.calibration.reliability import Reliability, crossed, reliability
 from src.calibration.spec import CalibrationSpec
-from src.config import CONF, Job, TrackingSpec, output_folder, read
+from src.config import CONF, Certification, output_folder, read
 from src.console import entry_point, say, table, warn
-from src.data.dataset import Dataset, open_dataset
 from src.errors import ConfigError, DataError
 from src.metrics import Bools, Floats, Interval, Ints
 from src.quality.agreement import teacher_accuracy
+from src.reopen import Past, check_same_task, reopen
 from src.reporting import certificates
 from src.store import Store
 from src.student.checkpoint import Trained, load
 from src.student.device import resolve
 from src.student.images import decode
-from src.student.spec import ACCELERATORS
-from src.task import Item, TaskSpec
-from src.tracking import StoredRun, find, open_run
+from src.task import Item
+from src.tracking import open_run
 
 FORMAT = 1
 TARGETS = (0.90, 0.95, 0.98)
-ISOTONIC_WANTS = 1000  # gold items; with fewer it follows luck
-
-
-@dataclass
-class Certification:
-    """`run` is the id of the training run whose student is to be certified. `plan` only says how much gold that would
-    take, for gold of `gold_sizes` items or, where a run is named, for its own."""
-
-    home: str
-    run: str | None
-    plan: bool
-    gold_sizes: list[int]
-    accelerator: str
-    calibration: CalibrationSpec
-    tracking: TrackingSpec
-
-    def __post_init__(self) -> None:
-        if self.accelerator not in ACCELERATORS:
-            raise ConfigError("accelerator", self.accelerator, f"one of {', '.join(ACCELERATORS)}")
-        if not self.plan and not self.run:
-            raise ConfigError("run", self.run, "the id of a training run, as the MLflow UI shows it; plan=true needs "
-                              "none")
-        if not self.gold_sizes or min(self.gold_sizes) < 2:
-            raise ConfigError("gold_sizes", self.gold_sizes, "one size or more, each 2 or more")
-
-
-ConfigStore.instance().store(name="certification_schema", node=Certification)
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A part of gold: its items, the student's [N, C] logits and the [N] true class indices."""
+class Scored:
+    """A part of gold: its items, the student's [N, C] probabilities and the [N] true class indices."""
 
     items: list[Item]
-    logits: Floats
+    probabilities: Floats
     truth: Ints
 
     def by(self, calibrator: Calibrator) -> tuple[Floats, Bools]:
         """[N] confidences of the answers, and whether they are right."""
-        probabilities = calibrator(self.logits)
-        return probabilities.max(axis=1), probabilities.argmax(axis=1) == self.truth
+        calibrated = calibrator(to_logits(self.probabilities))
+        return calibrated.max(axis=1), calibrated.argmax(axis=1) == self.truth
 
 
 @hydra.main(config_path=CONF, config_name="certify", version_base="1.3")
@@ -91,30 +61,32 @@ def main(cfg: DictConfig) -> None:
         return show_plan(asked.gold_sizes, spec, spec.delta * spec.spend)
     assert asked.run is not None  # the config has seen to that
     device, out = resolve(asked.accelerator, "accelerator"), output_folder()
-    stored, job, dataset = open_its_gold(asked, out)
-    certify_keys = [item.key for item in dataset.splits.certify]
+    past = reopen(asked.tracking.uri, asked.run, home=Path(asked.home), out=out)
+    splits = past.dataset.splits
+    certify_keys = [item.key for item in splits.certify]
     ledger = Path(asked.home) / "certifications.jsonl"
     if asked.plan:
         left = budget(read_ledger(ledger), "", certify_keys, delta=spec.delta, spend=spec.spend)
-        return show_plan([len(dataset.splits.choose) + len(certify_keys)], spec, left.delta)
-    student = load(out / "mobilenet.pt", device)
-    check_same_task(student, job.task, dataset, stored)
-    choose = scores(student, dataset.splits.choose, job.data.max_pixels, "choose")
-    calibrator = fit(spec.method, choose.logits, choose.truth)
-    if spec.method == "isotonic" and len(choose.items) < ISOTONIC_WANTS:
-        warn(f"calibration.method=isotonic on {len(choose.items)} gold items follows luck: it wants far more than "
-             f"{ISOTONIC_WANTS}. The promise holds all the same; temperature will promise more.")
-    question = fingerprint(out / "mobilenet.pt", spec)
+        return show_plan([len(splits.choose) + len(certify_keys)], spec, left.delta)
+    student = load(past.checkpoint, device)
+    check_same_task(student, past)
+    check_same_items(past)
+    max_pixels = past.job.data.max_pixels
+    choose = scores(student, splits.choose, max_pixels, "choose")
+    calibrated = calibrate(spec.method, choose.probabilities, choose.truth, spec.target_precision)
+    if told := advice(spec.method, len(choose.items)):
+        warn(told)
+    question = fingerprint(past.checkpoint, spec)
     expected = budget(read_ledger(ledger), question, certify_keys, delta=spec.delta, spend=spec.spend)
     check_target(spec, len(certify_keys), expected.delta)
-    own = scores(student, dataset.splits.certify, job.data.max_pixels, "certify")
-    paid = spend(ledger, question, certify_keys, delta=spec.delta, share=spec.spend, run=stored.id,
+    own = scores(student, splits.certify, max_pixels, "certify")
+    paid = spend(ledger, question, certify_keys, delta=spec.delta, share=spec.spend, run=past.stored.id,
                  time=datetime.now(UTC).isoformat(timespec="seconds"))
-    thresholds = declare(*choose.by(calibrator), spec.coverages, target=spec.target_precision, delta=paid.delta,
-                         certify_size=len(own.items))
-    certificate = certify(*own.by(calibrator), thresholds, target=spec.target_precision, delta=paid.delta)
-    teacher = agreement_with_teacher(choose, calibrator, certificate, student.classes, job, stored)
-    record(stored, job, spec, student, choose, calibrator, thresholds, certificate, paid, teacher, asked, out)
+    thresholds = declare(calibrated.confidence, calibrated.correct, spec.coverages, target=spec.target_precision,
+                         delta=paid.delta, certify_size=len(own.items))
+    certificate = certify(*own.by(calibrated.calibrator), thresholds, target=spec.target_precision, delta=paid.delta)
+    teacher = agreement_with_teacher(choose, calibrated.calibrator, certificate, past)
+    record(past, asked, student, calibrated, thresholds, certificate, paid, teacher, out)
 
 
 def show_plan(sizes: list[int], spec: CalibrationSpec, delta: float) -> None:
@@ -132,27 +104,11 @@ def show_plan(sizes: list[int], spec: CalibrationSpec, delta: float) -> None:
           ("gold", *(f"{target:.1%}" for target in targets), "never above"))
 
 
-def open_its_gold(asked: Certification, out: Path) -> tuple[StoredRun, Job, Dataset]:
-    """The run, the job that made it, and its items in their splits."""
-    assert asked.run is not None
-    stored = find(asked.tracking.uri, asked.run, out)
-    config = OmegaConf.merge(OmegaConf.structured(Job), stored.config)
-    assert isinstance(config, DictConfig)
-    job: Job = read(config, Job)
-    dataset = open_dataset(job.task, job.data, home=Path(asked.home), download=job.rehearsal.mode != "always",
-                           stand_in=job.rehearsal.mode != "never")
-    return stored, job, dataset
-
-
-def check_same_task(student: Trained, task: TaskSpec, dataset: Dataset, stored: StoredRun) -> None:
-    """Raises DataError for a student of another task, or gold that it may have been trained on."""
-    if (student.task, student.classes) != (task.name, task.names):
-        raise DataError(f"mobilenet.pt of run={stored.id!r} answers the task {student.task!r} with "
-                        f"{', '.join(student.classes)}, but the run's task is {task.name!r} with "
-                        f"{', '.join(task.names)}: train again, or name a run of this task.")
-    if dataset.hash != stored.tags.get("dataset_hash"):
-        raise DataError(f"The items or their split are no longer those of run={stored.id!r}: this student may have "
-                        "been trained on what would certify it. Bring the data back as it was, or train again on "
+def check_same_items(past: Past) -> None:
+    """Raises DataError where gold may have been trained on."""
+    if not past.same_items:
+        raise DataError(f"The items or their split are no longer those of run={past.stored.id!r}: this student may "
+                        "have been trained on what would certify it. Bring the data back as it was, or train again on "
                         "what it is now and certify that run.")
 
 
@@ -168,11 +124,11 @@ def check_target(spec: CalibrationSpec, n: int, delta: float) -> None:
         )
 
 
-def scores(student: Trained, items: list[Item], max_pixels: int, part: str) -> Judged:
+def scores(student: Trained, items: list[Item], max_pixels: int, part: str) -> Scored:
     images = decode(items, student.input_size, sharpen=student.sharpen, max_pixels=max_pixels,
                     what=f"decoding gold's {part} part")
     truth = np.array([student.classes.index(item.truth or "") for item in items], dtype=np.int64)
-    return Judged(items, to_logits(student.predict(images)), truth)
+    return Scored(items, student.predict(images), truth)
 
 
 def fingerprint(checkpoint: Path, spec: CalibrationSpec) -> str:
@@ -181,58 +137,55 @@ def fingerprint(checkpoint: Path, spec: CalibrationSpec) -> str:
     return hashlib.sha256(checkpoint.read_bytes() + json.dumps(asked).encode()).hexdigest()
 
 
-def agreement_with_teacher(choose: Judged, calibrator: Calibrator, certificate: Certificate, classes: list[str],
-                           job: Job, stored: StoredRun) -> Interval | None:
+def agreement_with_teacher(choose: Scored, calibrator: Calibrator, certificate: Certificate,
+                           past: Past) -> Interval | None:
     """The share of the student's answers on gold's *choose* part, from the certified threshold on, that the teacher
     gives as well (its first answer); None where nothing is certified or the teacher's answers are not at hand. The
     teacher is never asked about *certify*."""
-    annotator = stored.tags.get("annotator")
+    job, tags = past.job, past.stored.tags
+    annotator = tags.get("annotator")
     here = "://" in job.store or Path(job.store).exists()
     if certificate.threshold is None or annotator is None or not here:
         return None
-    probabilities = calibrator(choose.logits)
-    answers = {item.key: classes[row.argmax()] for item, row in zip(choose.items, probabilities, strict=True)
-               if row.max() >= certificate.threshold}
+    probabilities = calibrator(to_logits(choose.probabilities))
+    answers = {item.key: job.task.names[row.argmax()]
+               for item, row in zip(choose.items, probabilities, strict=True) if row.max() >= certificate.threshold}
     store = Store(job.store)
-    said = store.read(annotator=annotator, prompt_hash=stored.tags.get("prompt_hash"), items=list(answers),
-                      replies=False)
+    said = store.read(annotator=annotator, prompt_hash=tags.get("prompt_hash"), items=list(answers), replies=False)
     store.close()
     return teacher_accuracy(said, answers, job.task).get(annotator)
 
 
-def record(stored: StoredRun, job: Job, spec: CalibrationSpec, student: Trained, choose: Judged,
-           calibrator: Calibrator, thresholds: list[float], certificate: Certificate, paid: Budget,
-           teacher: Interval | None, asked: Certification, out: Path) -> None:
+def record(past: Past, asked: Certification, student: Trained, calibrated: Calibrated, thresholds: list[float],
+           certificate: Certificate, paid: Budget, teacher: Interval | None, out: Path) -> None:
     """Files, figures and the statement, in a run of their own that names the one it certifies."""
-    confidence, correct = choose.by(calibrator)
-    before = reliability(fit("none", choose.logits, choose.truth)(choose.logits), choose.truth)
-    after = reliability(crossed(spec.method, choose.logits, choose.truth), choose.truth)
-    note = stored.tags.get("rehearsal", "no").removeprefix("no")
+    stored, note, spec = past.stored, past.note, asked.calibration
+    before, after = calibrated.before, calibrated.after
     told = certificates.statement(certificate)
     calibration = {
         "format": FORMAT, "run": stored.id, "task": student.task, "task_version": student.task_version,
-        "classes": student.classes, "calibrator": to_dict(calibrator), "fitted_on": len(choose.items),
-        "provisional_threshold": usual_threshold(confidence, correct, spec.target_precision),
-        "before": _figures(before), "after": _figures(after),
+        "classes": student.classes, **calibrated.to_dict(),
     }
     document = {
         "format": FORMAT, "statement": told, "rehearsal": note or False, "run": stored.id, "task": student.task,
-        "task_version": student.task_version, "student": _digest(out / "mobilenet.pt"), **certificate.to_dict(),
+        "task_version": student.task_version, "student": _digest(past.checkpoint), **certificate.to_dict(),
         "thresholds_declared": thresholds, "confidence": {"delta": spec.delta, "spent_now": paid.delta,
                                                           "left": paid.left, "earlier_certifications": paid.earlier,
                                                           "asked_before": paid.paid},
         "teacher_agreement": vars(teacher) if teacher else None,
     }
-    tags = {"flywheel.stage": "certify", "flywheel.certifies": stored.id, "task": job.task.name,
-            "student": job.student.name, "rehearsal": note or "no", "certified": str(bool(certificate.certified))}
+    tags = {"flywheel.stage": "certify", "flywheel.certifies": stored.id, "task": past.job.task.name,
+            "student": past.job.student.name, "rehearsal": note or "no",
+            "certified": str(bool(certificate.certified))}
     with open_run(uri=asked.tracking.uri, experiment=stored.experiment, artifacts=Path(asked.tracking.artifacts),
                   name=f"{stored.name} certified at {spec.target_precision:g}", tags=tags) as run:
-        run.metrics(figures(certificate, paid, before, after, teacher))
+        run.metrics({**figures(certificate, paid, teacher), **calibrated.figures()})
         for name, content in (("calibration.json", calibration), ("certificate.json", document)):
             (out / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
             run.file(out / name)
-        run.figure(certificates.figure(certificate, before, after, confidence=confidence, correct=correct,
-                                       title=f"{stored.name}: calibration and certificate", note=note), "certificate")
+        run.figure(certificates.figure(certificate, before, after, confidence=calibrated.confidence,
+                                       correct=calibrated.correct, title=f"{stored.name}: calibration and certificate",
+                                       note=note), "certificate")
     rows = [("calibration error (ECE) on choose, by folds", f"{before.ece:.3f} → {after.ece:.3f}"),
             ("Brier score on choose, by folds", f"{before.brier:.3f} → {after.brier:.3f}"),
             ("coverage (certify)", str(certificate.coverage) if certificate.certified else "none"),
@@ -244,8 +197,7 @@ def record(stored: StoredRun, job: Job, spec: CalibrationSpec, student: Trained,
     say(f"Certificate, calibration and picture: MLflow run {run.id}")
 
 
-def figures(certificate: Certificate, paid: Budget, before: Reliability, after: Reliability,
-            teacher: Interval | None) -> dict[str, float]:
+def figures(certificate: Certificate, paid: Budget, teacher: Interval | None) -> dict[str, float]:
     """`cascade/precision` is what was seen among accepted items; nothing else of the cascade is where none is
     certified."""
     found: dict[str, float] = {"cascade/certified": float(certificate.certified is not None),
@@ -262,14 +214,7 @@ def figures(certificate: Certificate, paid: Budget, before: Reliability, after: 
     if teacher:
         found |= {"cascade/teacher_agreement": teacher.value, "cascade/teacher_agreement_low": teacher.low,
                   "cascade/teacher_agreement_high": teacher.high}
-    return {**found, **before.flat("calibration", "before"), **after.flat("calibration", "after")}
-
-
-def _figures(found: Reliability) -> dict[str, Any]:
-    bins = [{"low": row.low, "high": row.high, "confidence": row.confidence, "accuracy": vars(row.accuracy)}
-            for row in found.bins]
-    return {"n": found.accuracy.n, "accuracy": found.accuracy.value, "confidence": found.confidence,
-            "ece_equal_width": found.ece, "ece_equal_mass": found.ece_equal_mass, "brier": found.brier, "bins": bins}
+    return found
 
 
 def _digest(path: Path) -> str:

@@ -14,6 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src.calibration.spec import CalibrationSpec
+from src.cascade.spec import CascadeSpec
 from src.data.spec import DataSpec
 from src.errors import ConfigError, FlywheelError
 from src.labeling.ask import RehearsalSpec
@@ -59,6 +61,7 @@ class Job:
     quality: QualitySpec
     student: StudentSpec
     trainer: TrainerSpec
+    calibration: CalibrationSpec
     rehearsal: RehearsalSpec
     tracking: TrackingSpec
 
@@ -94,18 +97,71 @@ class Review(Job):
 
 @dataclass
 class Evaluation:
-    """`run` is the id of the run to judge again."""
+    """`run` is the id of the run to judge again, and to put before its teacher in a cascade. That is replayed on
+    `part` of its items, or on the images below `items`. `ask` says whether the teacher may be asked about them, for
+    `max_cost_usd` at the most."""
 
     home: str
     run: str
+    part: str
+    items: str | None
+    ask: str
+    max_cost_usd: float
     accelerator: str
+    cascade: CascadeSpec
+    tracking: TrackingSpec
+
+    def __post_init__(self) -> None:
+        for key, choices in (("part", ("test", "gold")), ("ask", ("auto", "always", "never"))):
+            if getattr(self, key) not in choices:
+                raise ConfigError(key, getattr(self, key), f"one of {', '.join(choices)}")
+        if not self.max_cost_usd >= 0:
+            raise ConfigError("max_cost_usd", self.max_cost_usd, "0 or more US dollars")
+        if self.accelerator not in ACCELERATORS:
+            raise ConfigError("accelerator", self.accelerator, f"one of {', '.join(ACCELERATORS)}")
+        if not self.run:
+            raise ConfigError("run", self.run, "the id of a training run, as the MLflow UI shows it")
+
+
+@dataclass
+class Certification:
+    """`run` is the id of the training run whose student is to be certified. `plan` only says how much gold that would
+    take, for gold of `gold_sizes` items or, where a run is named, for its own."""
+
+    home: str
+    run: str | None
+    plan: bool
+    gold_sizes: list[int]
+    accelerator: str
+    calibration: CalibrationSpec
     tracking: TrackingSpec
 
     def __post_init__(self) -> None:
         if self.accelerator not in ACCELERATORS:
             raise ConfigError("accelerator", self.accelerator, f"one of {', '.join(ACCELERATORS)}")
-        if not self.run:
-            raise ConfigError("run", self.run, "the id of a training run, as the MLflow UI shows it")
+        if not self.plan and not self.run:
+            raise ConfigError("run", self.run, "the id of a training run, as the MLflow UI shows it; plan=true needs "
+                              "none")
+        if not self.gold_sizes or min(self.gold_sizes) < 2:
+            raise ConfigError("gold_sizes", self.gold_sizes, "one size or more, each 2 or more")
+
+
+@dataclass
+class Comparison:
+    """`sweep` is the id of a multirun's parent run, `key` the configuration's key that its runs are compared by, and
+    `baseline` the value of it that the others are held against."""
+
+    home: str
+    sweep: str
+    key: str
+    baseline: Any
+    tracking: TrackingSpec
+
+    def __post_init__(self) -> None:
+        if not self.sweep:
+            raise ConfigError("sweep", self.sweep, "the id of a multirun's parent run, as the MLflow UI shows it")
+        if not self.key or self.key == "seed":
+            raise ConfigError("key", self.key, "a dotted key of the runs' config.yaml; seeds are what is averaged over")
 
 
 @dataclass
@@ -156,7 +212,8 @@ class Benchmark:
             raise ConfigError("shares", self.shares, "one or more shares in [0, 1]")
 
 
-for name, schema in (("job", Job), ("review", Review), ("evaluation", Evaluation), ("benchmark", Benchmark)):
+for name, schema in (("job", Job), ("review", Review), ("evaluation", Evaluation), ("certification", Certification),
+                     ("comparison", Comparison), ("benchmark", Benchmark)):
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
 

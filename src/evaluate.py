@@ -1,49 +1,192 @@
-"""Judge the student of any training run again: `python -m src.evaluate run=<id>`.
+"""Judge the student of any training run again, and replay the cascade behind it: `python -m src.evaluate run=<id>`.
 
 Figures and pictures go to a run of their own, which names the one it judged; that one stays as it was.
 """
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from src.config import CONF, Evaluation, Job, output_folder, read
+from src.calibration.calibrate import calibrate_if_gold_allows
+from src.calibration.calibrators import Calibrator, from_dict, to_logits
+from src.calibration.certificate import usual_threshold
+from src.cascade.cases import cases, replies
+from src.cascade.policy import Policy
+from src.cascade.replay import asked as answered
+from src.cascade.replay import compare, cost_curve, coverage_at, coverage_curve, escalation_table, replay, worth
+from src.config import CONF, Evaluation, output_folder, read
 from src.console import entry_point, say, table, warn
-from src.data.dataset import open_dataset
+from src.data.folder import scan
+from src.errors import DataError
+from src.labeling.ask import Survey
 from src.record import record_judgements, result_rows, speed_figures
-from src.student.checkpoint import load
+from src.reopen import Past, check_same_task, reopen
+from src.store import Store
+from src.student.checkpoint import Trained, load
 from src.student.device import resolve
-from src.student.judge import judge
-from src.tracking import find, open_run
+from src.student.images import decode
+from src.student.judge import Judged, judge
+from src.task import Annotation, Item
+from src.tracking import Run, certificates, open_run
 
 
 @hydra.main(config_path=CONF, config_name="evaluate", version_base="1.3")
 @entry_point
 def main(cfg: DictConfig) -> None:
     asked: Evaluation = read(cfg, Evaluation)
-    device = resolve(asked.accelerator, "accelerator")
-    out = output_folder()
-    stored = find(asked.tracking.uri, asked.run, out)
-    config = OmegaConf.merge(OmegaConf.structured(Job), stored.config)
-    assert isinstance(config, DictConfig)
-    job: Job = read(config, Job)
-    dataset = open_dataset(job.task, job.data, home=Path(asked.home), download=job.rehearsal.mode != "always",
-                           stand_in=job.rehearsal.mode != "never")
-    if dataset.hash != stored.tags.get("dataset_hash"):
+    device, out = resolve(asked.accelerator, "accelerator"), output_folder()
+    past = reopen(asked.tracking.uri, asked.run, home=Path(asked.home), out=out)
+    stored, job = past.stored, past.job
+    if not past.same_items:
         warn("The items or their split are no longer those of that run: some may have been trained on.")
-    note = stored.tags.get("rehearsal", "no").removeprefix("no")
+    student = replace(load(past.checkpoint), device=device)
+    check_same_task(student, past)
     tags = {"flywheel.stage": "evaluate", "flywheel.evaluates": stored.id, "task": job.task.name,
-            "student": job.student.name, "rehearsal": note or "no"}
+            "student": job.student.name, "rehearsal": past.note or "no"}
     with open_run(uri=asked.tracking.uri, experiment=stored.experiment, artifacts=Path(asked.tracking.artifacts),
                   name=f"{stored.name} again", tags=tags) as run:
-        student = load(out / "mobilenet.pt")
-        judged = judge(student, dataset.splits, max_pixels=job.data.max_pixels, seed=job.seed,
-                       device=device)
+        judged = judge(student, past.dataset.splits, max_pixels=job.data.max_pixels, seed=job.seed, device=device)
         run.metrics(speed_figures(judged))
-        record_judgements(run, judged, student.classes, job.data.max_pixels, note)
-    table(f"{stored.name}, judged again {note}".strip(), result_rows(judged, job.task.metric), ("what", "figure"))
+        record_judgements(run, judged, student.classes, job.data.max_pixels, past.note)
+        table(f"{stored.name}, judged again {past.note}".strip(), result_rows(judged, job.task.metric),
+              ("what", "figure"))
+        trust = trusted(past, judged, asked)
+        items = items_of(past, asked)
+        if items:
+            said = opinions(past, items, asked, run)
+            record_cascade(run, past, student, judged, trust, items, said, asked)
+        else:
+            warn(f"No items in the {asked.part} part, so no cascade was replayed: part=gold, or items=FOLDER.")
     say(f"Pictures and tables: MLflow run {run.id}")
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How the student's scores become probabilities, and from which on it answers. `policies` holds them by name, the
+    one that is reported first; `statement` says what is promised of that one."""
+
+    calibrator: Calibrator
+    policies: dict[str, Policy]
+    target: float
+    statement: str
+
+
+def trusted(past: Past, judged: Judged, asked: Evaluation) -> Trust:
+    """By the run's newest certificate that certifies something, and by the usual threshold on gold beside it."""
+    spec, given = past.job.calibration, asked.cascade.threshold
+    found = certificates(asked.tracking.uri, past.stored.id, past.stored.folder)
+    certified = next((pair for pair in found if pair[0]["certified"]), None)
+    gold = judged.parts["gold"]
+    if certified:
+        certificate, calibration = certified
+        target, calibrator = certificate["target_precision"], from_dict(calibration["calibrator"])
+        statement = certificate["statement"]
+    else:
+        target = spec.target_precision
+        calibrator = calibrate_if_gold_allows(spec.method, gold.probabilities, gold.truth, target).calibrator
+        refused = " (its certification was refused)" if found else f" (python -m src.certify run={past.stored.id})"
+        statement = f"Nothing is certified for this run{refused}: so far, the LLM gets everything."
+    probabilities = calibrator(to_logits(gold.probabilities))
+    usual = usual_threshold(probabilities.max(axis=1), probabilities.argmax(axis=1) == gold.truth, target)
+    threshold = certified[0]["threshold"] if certified else None
+    chosen = asked.cascade.policy(threshold)
+    name = "cascade, threshold as given" if given is not None else f"cascade, certified at {target:g}" if certified \
+        else "cascade, nothing certified"
+    if given is not None:
+        statement = f"cascade.threshold={given:g} was given: nothing is promised of it."
+    return Trust(calibrator, {name: chosen, f"cascade, usual threshold for {target:g}": replace(chosen,
+                                                                                              threshold=usual)},
+                 target, statement)
+
+
+def items_of(past: Past, asked: Evaluation) -> list[Item]:
+    """What the cascade is replayed on: nothing that the student learned from, was chosen by or is certified on."""
+    splits, job = past.dataset.splits, past.job
+    if asked.items is None:
+        return [item for item in (splits.test if asked.part == "test" else splits.choose) if item.truth]
+    folder = Path(asked.items).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"items={asked.items!r} is not a folder. Name one that holds images of this task.")
+    found = scan(folder, job.task, max_pixels=job.data.max_pixels, near_bits=None)
+    known = {item.key for part in (splits.pool, splits.choose, splits.certify) for item in part}
+    fresh = [item for item in [*found.train, *found.test] if item.key not in known]
+    if left_out := len(found.train) + len(found.test) - len(fresh):
+        say(f"{left_out} of {left_out + len(fresh)} images in {folder} are items that the run learned from or that "
+            "gold holds; they are left out.")
+    if not fresh:
+        raise DataError(f"items={asked.items!r} holds no image that the run has not seen.")
+    return fresh
+
+
+def opinions(past: Past, items: list[Item], asked: Evaluation, run: Run) -> dict[str, list[Annotation]]:
+    """By annotator, what is stored about these items and gold, after asking about what is missing if that is allowed.
+    The run's own teacher stands first."""
+    job = past.job
+    rehearsed = past.stored.tags.get("annotator", "").startswith("rehearsal:")
+    asks = asked.ask == "always" or (asked.ask == "auto" and rehearsed)
+    if rehearsed and (unknown := sum(item.truth is None for item in items)):
+        warn(f"{unknown} of {len(items)} items have no known truth, and a stand-in teacher cannot answer about them.")
+        asks = False
+    spec = replace(job.labeler, passes=1, preflight=False, dry_run=not asks, max_cost_usd=asked.max_cost_usd)
+    store = Store(job.store)
+    survey = Survey(task=job.task, teachers=job.teachers, arbiter=None, how=job.data.shown, spec=spec, store=store,
+                    rehearsal=job.rehearsal if rehearsed else None, max_pixels=job.data.max_pixels, seed=job.seed,
+                    job=run.id)
+    answers = survey.run(past.dataset.splits.choose, items, lambda _: None)
+    run.metrics(survey.figures())
+    store.close()
+    return {name: [a for a in answers.annotations if a.annotator == name] for name in answers.panel.members}
+
+
+def record_cascade(run: Run, past: Past, student: Trained, judged: Judged, trust: Trust, items: list[Item],
+                   said: dict[str, list[Annotation]], asked: Evaluation) -> None:
+    """Figures, tables and pictures of the cascade on these items, beside what each of its parts is worth alone."""
+    from src.reporting import cascades
+
+    job, names = past.job, student.classes
+    truths = {item.key: item.truth for item in past.dataset.splits.choose if item.truth}
+    images = decode(items, student.input_size, sharpen=student.sharpen, max_pixels=job.data.max_pixels,
+                    what="decoding what is replayed")
+    probabilities = trust.calibrator(to_logits(student.predict(images)))
+    replied = {who: replies(annotations, truths, job.task) for who, annotations in said.items()}
+    teacher = next(iter(replied))
+    everything = cases(items, probabilities, names, replied[teacher])
+    usable = answered(everything)
+    if not usable:
+        warn(f"The teacher has said nothing about these {len(items)} items, so no cascade was replayed. ask=always "
+             f"asks it, for {asked.max_cost_usd:g} US dollars (max_cost_usd) at the most.")
+        return
+    if len(usable) < len(everything):
+        warn(f"The teacher has answered about {len(usable)} of {len(everything)} items; the rest is left out. "
+             "ask=always asks about them.")
+    rivals = {f"{model.model} ({who[-8:]})": replied[who]
+              for who, model in zip(replied, job.teachers, strict=True) if who != teacher}
+    compared = compare(usable, trust.policies, rivals, student_ms=judged.speed.p50_ms)
+    policy = next(iter(trust.policies.values()))
+    outcomes = replay(usable, policy)
+    found = worth(usable, outcomes, student_ms=judged.speed.p50_ms)
+    threshold = {} if policy.threshold is None else {"cascade/threshold": policy.threshold}
+    run.metrics({**found.flat(), **threshold})
+    run.table(cascades.comparison_table(compared), "cascade")
+    note, where = past.note, asked.items or asked.part
+    run.figure(cascades.cost_accuracy(cost_curve(usable, policy), compared,
+                                      title=f"{past.stored.name}: accuracy and cost ({where}, n={len(usable)})",
+                                      note=note), "cost_accuracy")
+    for by in ("answer", "truth"):
+        rows = escalation_table(usable, outcomes, names, by=by)
+        run.table(rows, f"escalations_by_{by}")
+        run.figure(cascades.escalations(rows, by=by, title=f"Who answers, by class ({where})", note=note),
+                   f"escalations_by_{by}")
+    thresholds = [policy.threshold for policy in trust.policies.values()]
+    marked = [coverage_at(usable, at) if at is not None else None for at in thresholds]
+    run.figure(cascades.coverage_accuracy(coverage_curve(usable), target=trust.target, certified=marked[0],
+                                          usual=marked[-1], title=f"Accuracy by coverage ({where})", note=note),
+               "coverage_accuracy")
+    table(f"Cascade on {len(usable)} items ({where}) {note}".strip(), cascades.comparison_rows(compared),
+          cascades.COLUMNS)
+    say(trust.statement)
 
 
 if __name__ == "__main__":

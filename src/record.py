@@ -26,6 +26,7 @@ from src.task import TaskSpec
 from src.tracking import Run, open_run
 
 if TYPE_CHECKING:  # importing these loads torch, which labelling alone does without
+    from src.calibration.calibrate import Calibrated
     from src.student.distil import Distilled
     from src.student.judge import Judged, Judgement
 
@@ -80,8 +81,11 @@ def record_labels(run: Run, made: Labelled, task: TaskSpec) -> None:
     run.file(card)
 
 
-def record_student(run: Run, student: "Distilled", judged: "Judged", made: Labelled, job: Job) -> None:
+def record_student(run: Run, student: "Distilled", judged: "Judged", calibrated: "Calibrated", made: Labelled,
+                   job: Job) -> None:
     """Figures, pictures, files and the loadable model of the student half; the recipe's four files by their names."""
+    record_predictions(run, student, judged)
+    rows = record_calibration(run, calibrated, judged, job, made.stand_ins)
     run.metrics(student.figures())
     run.metrics(speed_figures(judged))
     record_judgements(run, judged, student.trained.classes, job.data.max_pixels, made.stand_ins)
@@ -91,14 +95,60 @@ def record_student(run: Run, student: "Distilled", judged: "Judged", made: Label
     summary = output_folder() / "eval.json"
     summary.write_text(json.dumps(evaluation(run.id, judged, student, made, job), indent=2), encoding="utf-8")
     run.file(summary)
-    rows = result_rows(judged, job.task.metric)
+    rows = [*result_rows(judged, job.task.metric), *rows]
     rows.insert(0, ("agreement with the teacher (validation)",
-                    f"{student.fitted.val_agreement:.3f}, n={student.validation_size}"))
+                    f"{student.fitted.val_agreement:.3f}, n={len(student.validation)}"))
     if teacher := made.gold_accuracy.get(made.answers.annotator):
         rows.append(("the teacher's own accuracy on gold", str(teacher)))
     paid = " (rehearsed)" if made.rehearsed else ""
     rows.append(("cost of the labels", f"${made.answers.cost_usd:.4f}{paid}"))
     table(f"Results {made.stand_ins}".strip(), rows, ("what", "figure"))
+
+
+def record_predictions(run: Run, student: "Distilled", judged: "Judged") -> None:
+    """`predictions.csv`: what the student says about every item that it was chosen by or judged on. The target is the
+    truth, and on validation the label, which is the teacher's."""
+    classes = student.trained.classes
+    parts = [("validation", student.validation, student.probabilities, student.labels)]
+    parts += [(part, found.items, found.probabilities, found.truth) for part, found in judged.parts.items()]
+    frames = []
+    for part, items, probabilities, target in parts:
+        frame = pd.DataFrame(probabilities.round(6), columns=[f"p_{name}" for name in classes])
+        first = {"item": [item.key for item in items], "part": part, "target": [classes[n] for n in target],
+                 "answer": [classes[n] for n in probabilities.argmax(axis=1)],
+                 "confidence": probabilities.max(axis=1).round(6)}
+        frames.append(pd.concat([pd.DataFrame(first), frame], axis=1))
+    path = output_folder() / "predictions.csv"
+    pd.concat(frames).to_csv(path, index=False)
+    run.file(path)
+
+
+def record_calibration(run: Run, calibrated: "Calibrated", judged: "Judged", job: Job,
+                       note: str) -> list[tuple[str, str]]:
+    """`calibration.json`, figures and diagrams of what calibration is worth, on the items it was fitted on and on test;
+    returns rows for the console."""
+    from src.calibration.calibrate import before_and_after
+    from src.reporting import calibrations
+
+    parts = {"gold, by folds": (calibrated.before, calibrated.after)}
+    run.metrics(calibrated.figures())
+    if test := judged.parts.get("test"):
+        parts["test"] = before_and_after(calibrated.calibrator, test.probabilities, test.truth)
+        before, after = parts["test"]
+        run.metrics({**before.flat("calibration_test", "before"), **after.flat("calibration_test", "after")})
+    document = {"format": 1, "run": run.id, "task": job.task.name, "task_version": job.task.version,
+                "classes": job.task.names, "target_precision": job.calibration.target_precision, **calibrated.to_dict()}
+    path = output_folder() / "calibration.json"
+    path.write_text(json.dumps(document, indent=2), encoding="utf-8")
+    run.file(path)
+    run.figure(calibrations.figure(parts, title="What confidence says, and what is found", note=note), "reliability")
+    rows = [(f"calibration error (ECE; {part})", f"{before.ece:.3f} → {after.ece:.3f} "
+             f"({calibrated.calibrator.method})") for part, (before, after) in parts.items()]
+    target, threshold = job.calibration.target_precision, calibrated.provisional_threshold
+    taken = "none reaches it" if threshold is None else \
+        f"{threshold:.3f}, {(calibrated.confidence >= threshold).mean():.0%} of gold"
+    rows.append((f"threshold for precision {target:g} on gold, provisional (src.certify promises one)", taken))
+    return rows
 
 
 def record_judgements(run: Run, judged: "Judged", classes: list[str], max_pixels: int, note: str) -> None:
@@ -171,6 +221,7 @@ def show_where(run: Run, job: Job) -> None:
         say(f"Look at it: {job.tracking.uri.rsplit('@', 1)[-1]}")
     home = "" if job.home == "mlruns" else f" home={job.home}"
     say(f"Figures and pictures again: .venv/bin/python -m src.evaluate run={run.id}{home}")
+    say(f"Promise how right its answers are: .venv/bin/python -m src.certify run={run.id}{home}")
 
 
 def _mistakes(judgement: "Judgement", classes: list[str], max_pixels: int, title: str, note: str) -> Any:

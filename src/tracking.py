@@ -5,6 +5,7 @@ Knows nothing about labels or students beyond their numbers, files and pictures.
 """
 
 import atexit
+import json
 import logging
 import os
 import re
@@ -211,10 +212,83 @@ def find(uri: str, run_id: str, into: Path) -> StoredRun:
     if lacking:
         raise TrackingError(f"run={run_id!r} ({run.info.run_name}, {run.info.status}) holds no "
                             f"{' and no '.join(lacking)}: it is not a finished training run. Name one of src.train's.")
-    for name in ("config.yaml", "mobilenet.pt"):
+    for name in ("config.yaml", "mobilenet.pt", *sorted(present & {"calibration.json", "model.onnx"})):
         client.download_artifacts(run_id, name, str(into))
     config = yaml.safe_load((into / "config.yaml").read_text())
     return StoredRun(run_id, run.info.run_name, experiment.name, config, dict(run.data.tags), into)
+
+
+@dataclass(frozen=True)
+class Child:
+    """One run of a sweep; `files` holds the text of those that were asked for and are there."""
+
+    id: str
+    name: str
+    status: str
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class StoredSweep:
+    """A multirun's parent run and its children, oldest first; `failed` says why its failed jobs failed, in order."""
+
+    id: str
+    name: str
+    experiment: str
+    failed: list[str]
+    children: list[Child]
+
+
+def find_sweep(uri: str, run_id: str, files: Sequence[str]) -> StoredSweep:
+    """Fetch what the runs of a sweep hold of these text artifacts. Raises TrackingError where there is no such run, or
+    it has no children."""
+    mlflow.set_tracking_uri(uri)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    client = mlflow.MlflowClient()
+    try:
+        parent = client.get_run(run_id)
+        experiments = {experiment.experiment_id: experiment.name for experiment in client.search_experiments()}
+        # All experiments: a sweep over tasks has its children in several.
+        found = client.search_runs(list(experiments), f"tags.mlflow.parentRunId = '{run_id}'",
+                                   order_by=["attributes.start_time ASC"])
+    except MlflowException as error:
+        raise TrackingError(f"sweep={run_id!r} is not a run at {_shown(uri)}: see the ids in the MLflow UI.") from error
+    if not found:
+        raise TrackingError(f"sweep={run_id!r} ({parent.info.run_name}) has no runs below it: name the parent run of a "
+                            "multirun, as the MLflow UI shows it.")
+    tags = parent.data.tags
+    numbers = sorted(int(tag.removeprefix(FAILED)) for tag in tags if tag.startswith(FAILED))
+    children = [Child(run.info.run_id, run.info.run_name, run.info.status, dict(run.data.tags), dict(run.data.metrics),
+                      _texts(client, run.info.run_id, files)) for run in found]
+    return StoredSweep(run_id, parent.info.run_name, experiments[parent.info.experiment_id],
+                       [tags[f"{FAILED}{number}"] for number in numbers], children)
+
+
+def _texts(client: mlflow.MlflowClient, run_id: str, files: Sequence[str]) -> dict[str, str]:
+    present = {file.path for file in client.list_artifacts(run_id)}
+    with tempfile.TemporaryDirectory() as folder:
+        return {name: Path(client.download_artifacts(run_id, name, folder)).read_text(encoding="utf-8")
+                for name in files if name in present}
+
+
+def certificates(uri: str, run_id: str, into: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Certificate and calibration of each certification of a training run, newest first."""
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient()
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_runs(everywhere, f"tags.`flywheel.certifies` = '{run_id}' and attributes.status = 'FINISHED'",
+                               order_by=["attributes.start_time DESC"])
+    made = []
+    for run in found:
+        folder = into / "certificates" / run.info.run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        names = ("certificate.json", "calibration.json")
+        paths = [client.download_artifacts(run.info.run_id, name, str(folder)) for name in names]
+        certificate, calibration = (json.loads(Path(path).read_text(encoding="utf-8")) for path in paths)
+        made.append((certificate, calibration))
+    return made
 
 
 def latest(uri: str, metric: str, count: int) -> list[float]:
@@ -235,7 +309,7 @@ class ParentRun(Callback):
         tracking = config.tracking
         experiment_id = prepare(tracking.uri, tracking.experiment, Path(tracking.artifacts))
         overrides = [without_passwords(str(override)) for override in config.hydra.overrides.task]
-        swept = [override for override in overrides if "," in override]
+        swept = [override for override in overrides if "," in override or override.startswith("+ablation=")]
         run = mlflow.MlflowClient().create_run(
             experiment_id, run_name=f"sweep {' '.join(swept)}".strip()[:200],
             tags={"flywheel.stage": "sweep", "flywheel.overrides": " ".join(overrides)[:5000],

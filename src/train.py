@@ -1,6 +1,7 @@
 """The main job: `python -m src.train +experiment=cifar5`, from items to a tracked student.
 
-Labels what has no label yet, trains on what was accepted, judges once, and leaves everything in one MLflow run.
+Labels what has no label yet, trains on what was accepted, judges once, calibrates on gold, and leaves everything in one
+MLflow run.
 """
 
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from src.calibration.calibrate import calibrate_if_gold_allows
 from src.config import CONF, Job, output_folder, read
 from src.console import entry_point
 from src.errors import ConfigError
@@ -52,7 +54,10 @@ def main(cfg: DictConfig) -> None:
         run.metrics({"train/first_step_s": student.fitted.first_step_at - started})
         judged = judge(student.trained, made.dataset.splits, max_pixels=job.data.max_pixels, seed=job.seed,
                        device=student.fitted.device)
-        record_student(run, student, judged, made, job)
+        gold = judged.parts["gold"]
+        calibrated = calibrate_if_gold_allows(job.calibration.method, gold.probabilities, gold.truth,
+                                              job.calibration.target_precision)
+        record_student(run, student, judged, calibrated, made, job)
     show_where(run, job)
 
 

@@ -15,8 +15,10 @@ from src.errors import ConfigError
 from src.labeling.prompt import render
 
 CONF = Path(__file__).parents[1] / "conf"
-GROUPS = ("task", "data", "teacher", "labeler", "quality", "student", "trainer", "rehearsal", "tracking")
+GROUPS = ("task", "data", "teacher", "labeler", "quality", "student", "trainer", "calibration",
+          "rehearsal", "tracking")
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+ABLATIONS = sorted(path.stem for path in (CONF / "ablation").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # Those that are taken where nothing else is said are composed together.
 DEFAULTS = {pair for default in OmegaConf.load(CONF / "job.yaml").defaults if OmegaConf.is_dict(default)
@@ -26,10 +28,11 @@ NEEDS = {("teacher", "openai_compatible"): ["teacher.model=any"],
 
 
 def test_no_file_is_left_out() -> None:
-    seen = len(CHOICES) + len(EXPERIMENTS)
-    inner = sum(len([*(CONF / group).glob("*.yaml")]) for group in ("data/source", "rehearsal/errors", "calibration"))
+    seen = len(CHOICES) + len(EXPERIMENTS) + len(ABLATIONS)
+    inner = sum(len([*(CONF / group).glob("*.yaml")]) for group in ("data/source", "rehearsal/errors", "cascade"))
     top = {path.name for path in CONF.glob("*.yaml")}
-    assert top == {"job.yaml", "evaluate.yaml", "certify.yaml", "review.yaml", "benchmark.yaml", "hydra_outputs.yaml"}
+    assert top == {"job.yaml", "evaluate.yaml", "certify.yaml", "compare.yaml", "review.yaml", "benchmark.yaml",
+                   "hydra_outputs.yaml"}
     assert seen + inner + len(top) == len(list(CONF.rglob("*.yaml")))
 
 
@@ -49,6 +52,12 @@ def test_every_experiment_composes_and_says_its_command(name: str, make_job: Cal
     job = make_job(f"+experiment={name}")
     assert render(job.task, job.data.shown).hash
     assert f"+experiment={name}" in (CONF / "experiment" / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_ablation_composes_and_says_its_command(name: str, make_job: Callable[..., Job]) -> None:
+    assert make_job("+experiment=cifar5", f"+ablation={name}")
+    assert f"+ablation={name}" in (CONF / "ablation" / f"{name}.yaml").read_text()
 
 
 def test_the_recipes_values_are_the_defaults(make_job: Callable[..., Job]) -> None:

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom
+from scipy.stats import binom, norm, t
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
@@ -13,9 +13,10 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
-from src.metrics import Interval, aurc, bootstrap, coverage_at_precision, ece, proportion, score
+from src.metrics import Interval, aurc, bootstrap, coverage_at_precision, ece, paired_difference, proportion, score
 
 NAMES = [f"class_{i}" for i in range(7)]
+SHIFT = 0.15  # of a simulated student's margin
 
 
 def sample(n=400, size=7, seed=0, skill=0.5):
@@ -117,6 +118,99 @@ def test_bootstrap_is_repeatable_and_holds_its_value():
     assert one == again != other
     assert one.value == pytest.approx(values.mean())
     assert one.low < one.value < one.high
+
+
+def trained(n, seeds, *, luck, seed):
+    """Whether students are right, [2, S, N]; the second recipe's are better by `GAP` over all items and trainings.
+
+    Items differ in how hard they are and suit one recipe more than the other; `luck` is that of a training.
+    """
+    rng = np.random.default_rng(seed)
+    ease = rng.normal(0.9, 1, n) + rng.normal(0, 0.4, (2, 1, n))
+    margin = ease + rng.normal(0, luck, (2, seeds, 1)) + rng.normal(0, 0.5, (2, seeds, n))
+    margin[0] -= SHIFT
+    return margin > 0
+
+
+def true_gap(luck):
+    """What `trained` makes in the limit."""
+    spread = (1 + 0.4**2 + luck**2 + 0.5**2) ** 0.5
+    return float(norm.cdf((0.9 - SHIFT) / spread) - norm.cdf(0.9 / spread))
+
+
+@pytest.mark.parametrize(("luck", "items_alone"), [(0.0, (0.92, 0.97)), (0.05, (0.84, 0.92)), (0.1, (0.67, 0.78))])
+def test_paired_difference_covers_what_fresh_items_and_trainings_would_show(luck, items_alone):
+    """Over items alone, an interval knows nothing of luck in training and misses the truth far too often."""
+    covered, alone, trials = 0, 0, 1000
+    for trial in range(trials):
+        ours, theirs = trained(450, 3, luck=luck, seed=trial)
+        interval = paired_difference(ours, theirs)
+        covered += interval.low <= true_gap(luck) <= interval.high
+        interval = paired_difference(ours.mean(axis=0, keepdims=True), theirs.mean(axis=0, keepdims=True))
+        alone += interval.low <= true_gap(luck) <= interval.high
+    assert 0.92 <= covered / trials <= 0.98
+    assert items_alone[0] <= alone / trials <= items_alone[1]
+
+
+def test_paired_difference_over_items_is_that_of_the_bootstrap():
+    ours, theirs = trained(2000, 1, luck=0, seed=0)
+    gap = ours[0].astype(float) - theirs[0]
+    resampled = bootstrap(lambda index: float(gap[index].mean()), 2000, seed=0, draws=4000)
+    interval = paired_difference(ours, theirs)
+    assert interval.value == resampled.value == pytest.approx(ours.mean() - theirs.mean()) and interval.n == 2000
+    assert (interval.low, interval.high) == pytest.approx((resampled.low, resampled.high), abs=1.5e-3)
+
+
+def test_paired_difference_of_one_training_by_hand():
+    """Agresti and Min: 7 and 2 of 30 on which one side alone is right become 7.5 and 2.5 of 32."""
+    ours, theirs = np.zeros((1, 30)), np.zeros((1, 30))
+    ours[0, :2] = theirs[0, 2:9] = 1
+    interval = paired_difference(ours, theirs)
+    error = (10 / 32 - (5 / 32) ** 2) ** 0.5 / 32**0.5
+    assert interval.value == pytest.approx(-5 / 30)
+    assert interval.high - interval.value == pytest.approx(t.ppf(0.975, 29) * error)
+    assert interval.value - interval.low == pytest.approx(t.ppf(0.975, 29) * error)
+
+
+def test_paired_difference_is_fair_to_both_sides():
+    ours, theirs = trained(200, 3, luck=0.1, seed=1)
+    there, back = paired_difference(ours, theirs), paired_difference(theirs, ours)
+    assert (there.low, there.value, there.high) == pytest.approx((-back.high, -back.value, -back.low))
+
+
+def test_paired_difference_of_luck_alone_is_students_t():
+    """Where all items agree, there is nothing but the seeds: far beyond what items could explain."""
+    ours = np.repeat([[1.0], [0.0], [1.0]], 100_000, axis=1)
+    interval = paired_difference(ours, np.full_like(ours, 0.5))
+    assert interval.value == pytest.approx(1 / 6)
+    reach = t.ppf(0.975, 2) * np.std([0.5, -0.5, 0.5], ddof=1) / 3**0.5
+    assert interval.low == pytest.approx(max(-1, 1 / 6 - reach), abs=1e-3) and interval.high == 1
+
+
+def test_paired_difference_of_trainings_that_are_alike_is_that_over_items():
+    """Three times the same training: the seeds have nothing to add, and must not be taken for more items."""
+    ours, theirs = trained(300, 1, luck=0, seed=2)
+    one, three = paired_difference(ours, theirs), paired_difference(np.repeat(ours, 3, 0), np.repeat(theirs, 3, 0))
+    assert (one.low, one.high, one.n) == pytest.approx((three.low, three.high, three.n))
+
+
+def test_paired_difference_without_disagreement_is_still_in_doubt():
+    """150 items of which 3 in a hundred may be answered otherwise, by the rule of three."""
+    interval = paired_difference(np.ones((3, 150)), np.ones((3, 150)))
+    assert interval.value == 0 and 0.01 < interval.high == -interval.low < 0.03
+
+
+@pytest.mark.parametrize(("ours", "theirs", "message"), [
+    (np.ones(3), np.ones(3), r"ours \(3,\) and theirs \(3,\) must both be \[S, N\]"),
+    (np.ones((2, 3)), np.ones((3, 3)), r"\(2, 3\) and theirs \(3, 3\)"),
+    (np.ones((2, 1)), np.ones((2, 1)), "N > 1"),
+    (np.ones((0, 3)), np.ones((0, 3)), "S > 0"),
+    (np.full((1, 3), 2.0), np.ones((1, 3)), r"must lie in \[0, 1\]"),
+    (np.full((1, 3), np.nan), np.ones((1, 3)), r"must lie in \[0, 1\]"),
+])
+def test_what_is_not_paired_is_refused(ours, theirs, message):
+    with pytest.raises(ValueError, match=message):
+        paired_difference(ours, theirs)
 
 
 def test_f1_interval_narrows_with_more_items():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,6 +15,9 @@ from mlflow.entities import Run
 from PIL import Image
 
 from src import evaluate, label, tracking, train
+from src.calibration.calibrate import calibrate
+from src.calibration.calibrators import from_dict, to_dict
+from src.cascade.policy import Policy
 from src.store import Store
 from src.student.checkpoint import load
 
@@ -23,8 +27,11 @@ SMALL = ["+experiment=digits", "rehearsal=always", "rehearsal/errors=none", "dat
 METRICS = {"label/agreement", "label/kappa", "label/mapped_agreement", "label/gold_accuracy", "label/accepted",
            "label/failed", "label/cost_usd", "label/requests", "val/loss", "val/teacher_agreement", "train/loss",
            "gold/accuracy", "gold/f1_macro", "test/accuracy", "test/f1_macro", "test/ece", "test/aurc",
-           "test/coverage_at_precision_95", "throughput/items_per_second", "latency/p50_ms", "latency/p95_ms"}
-FILES = {"labels_llm.csv", "review_labels.csv", "eval.json", "mobilenet.pt", "datacard.md", "prompt.txt", "config.yaml"}
+           "test/coverage_at_precision_95", "calibration/ece_before", "calibration/ece_after",
+           "calibration/brier_before", "calibration/brier_after", "calibration_test/ece_after",
+           "throughput/items_per_second", "latency/p50_ms", "latency/p95_ms"}
+FILES = {"labels_llm.csv", "review_labels.csv", "eval.json", "mobilenet.pt", "datacard.md", "prompt.txt", "config.yaml",
+         "calibration.json", "predictions.csv"}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +62,7 @@ def test_the_files_are_there_and_hold_what_they_say(first: Run, home: Path) -> N
     assert {file.path for file in client.list_artifacts(first.info.run_id)} >= FILES
     pictures = {Path(file.path).stem for file in client.list_artifacts(first.info.run_id, "figures")}
     assert pictures >= {"confusion_test", "confusion_gold", "per_class_test", "mistakes_test", "coverage_test",
-                        "labels"}
+                        "labels", "reliability"}
     tables = {Path(file.path).stem for file in client.list_artifacts(first.info.run_id, "tables")}
     assert tables == {"per_class_test", "per_class_gold", "confusion_test", "confusion_gold", "annotators",
                       "confusion_teacher_gold"}
@@ -69,6 +76,37 @@ def test_the_files_are_there_and_hold_what_they_say(first: Run, home: Path) -> N
     card = (folder / "datacard.md").read_text()
     assert "REHEARSAL" in card and "100 accepted labels" in card and first.data.tags["prompt_hash"][:16] in card
     assert torch.load(folder / "mobilenet.pt", weights_only=True)["task"] == "digits"
+
+
+def test_every_prediction_is_written_down_with_what_it_should_have_been(first: Run, home: Path) -> None:
+    folder = Path(mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db").download_artifacts(first.info.run_id, ""))
+    said = pd.read_csv(folder / "predictions.csv", dtype={"target": str, "answer": str})
+    right = (said.target == said.answer).groupby(said.part).mean()
+    assert right["test"] == first.data.metrics["test/accuracy"]
+    assert right["gold"] == first.data.metrics["gold/accuracy"]
+    classes = [name.removeprefix("p_") for name in said.columns[5:]]
+    probabilities = said.iloc[:, 5:].to_numpy()
+    assert probabilities.sum(axis=1) == pytest.approx(1, abs=1e-4)
+    assert [classes[n] for n in probabilities.argmax(axis=1)] == said.answer.tolist()
+    labels = pd.read_csv(folder / "labels_llm.csv", dtype=str).set_index("item")
+    learned = said[said.part == "validation"]
+    assert len(learned) and learned.target.tolist() == labels.loc[learned.item, "label"].tolist()
+    # Nothing about gold's certify part: 20 of gold are choose.
+    assert said.part.value_counts()["gold"] == 20 and said.item.is_unique
+
+
+def test_the_calibration_is_fitted_on_gold_alone(first: Run, home: Path) -> None:
+    folder = Path(mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db").download_artifacts(first.info.run_id, ""))
+    said = pd.read_csv(folder / "predictions.csv", dtype={"target": str, "answer": str})
+    gold, stored = said[said.part == "gold"], json.loads((folder / "calibration.json").read_text())
+    names = stored["classes"]
+    probabilities = gold[[f"p_{name}" for name in names]].to_numpy()
+    truth = np.array([names.index(name) for name in gold.target])
+    again = calibrate("temperature", probabilities / probabilities.sum(axis=1, keepdims=True), truth, 0.95)
+    assert stored["fitted_on"] == 20 and stored["calibrator"]["method"] == "temperature"
+    # Stored predictions have six digits.
+    assert stored["calibrator"]["temperature"] == pytest.approx(to_dict(again.calibrator)["temperature"], rel=0.01)
+    assert first.data.metrics["calibration/ece_after"] == stored["after"]["ece_equal_width"]
 
 
 def test_gold_and_test_are_never_labelled_for_training(first: Run, home: Path) -> None:
@@ -109,6 +147,60 @@ def test_evaluate_gives_the_same_figures_in_a_run_of_its_own(first: Run, home: P
     assert judged.data.tags["flywheel.evaluates"] == first.info.run_id
     for name in ("test/accuracy", "test/f1_macro", "gold/accuracy", "test/ece"):
         assert judged.data.metrics[name] == pytest.approx(first.data.metrics[name], abs=1e-6)
+
+
+def test_evaluate_replays_the_cascade_and_asks_nothing_twice(first: Run, home: Path,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    command = (f"home={home}", f"run={first.info.run_id}", "accelerator=cpu")
+    client = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+    folder = Path(client.download_artifacts(first.info.run_id, ""))
+    said = pd.read_csv(folder / "predictions.csv", dtype={"target": str, "answer": str})
+    test, stored = said[said.part == "test"], json.loads((folder / "calibration.json").read_text())
+    probabilities = test[[f"p_{name}" for name in stored["classes"]]].to_numpy() + 1e-12
+    calibrated = from_dict(stored["calibrator"])(np.log(probabilities))
+    surest = np.sort(calibrated.max(axis=1))
+    policy = Policy(float(surest[19:21].mean()), 0.5, 0.1)
+    assert call(evaluate.main, *command, f"cascade.threshold={policy.threshold}", "cascade.audit_share=0.1") == 0
+    told, run = capsys.readouterr().out, runs(home)[0]
+    sure = calibrated.max(axis=1) >= policy.threshold
+    audited = np.array([policy.audits(key) for key in test.item])
+    acts = sure & ~audited
+    right = (test.target == test.answer).to_numpy()
+    figures = run.data.metrics
+    assert 0 < acts.sum() < 60
+    assert figures["cascade/threshold"] == policy.threshold
+    assert figures["cascade/coverage"] == pytest.approx(acts.mean())
+    assert figures["cascade/student_accuracy"] == pytest.approx(right[acts].mean())
+    # The stand-in teacher makes no mistake here; where it corrects a student who is audited, a person decides.
+    assert figures["cascade/teacher_accuracy"] == 1.0
+    assert figures["cascade/human_rate"] == pytest.approx((sure & audited & ~right).mean())
+    assert "nothing is promised of it" in told and "REHEARSAL" in told
+    pictures = {Path(file.path).stem for file in client.list_artifacts(run.info.run_id, "figures")}
+    assert pictures >= {"cost_accuracy", "coverage_accuracy", "escalations_by_answer", "escalations_by_truth"}
+    compared = json.loads(Path(client.download_artifacts(run.info.run_id, "tables/cascade.json")).read_text())
+    alone = dict(zip((row[0] for row in compared["data"]),
+                     (row[compared["columns"].index("accuracy")] for row in compared["data"]), strict=True))
+    assert alone["LLM alone"] == 1.0
+    assert alone["student alone"] == pytest.approx(first.data.metrics["test/accuracy"])
+    assert call(evaluate.main, *command, "ask=never") == 0
+    assert runs(home)[0].data.metrics["label/requests"] == 0
+    assert "Nothing is certified for this run" in capsys.readouterr().out
+    assert runs(home)[0].data.metrics["cascade/coverage"] == 0
+
+
+def test_the_cascade_is_replayed_on_other_images(first: Run, home: Path, tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    command = (f"home={home}", f"run={first.info.run_id}", "accelerator=cpu", "cascade.threshold=0.5")
+    known = next((home / "data").rglob("*.png"))
+    Image.open(known).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "new.png")
+    (tmp_path / "seen.png").write_bytes(known.read_bytes())
+    assert call(evaluate.main, *command, f"items={tmp_path}") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    seen_before = "1 of 2 images" in told  # it may have been one of test's
+    assert "1 of 1 items have no known truth" in told or (not seen_before and "of 2 items have no known truth" in told)
+    assert "The teacher has said nothing about these" in told
+    assert call(evaluate.main, *command, f"items={tmp_path / 'nowhere'}") == 1
+    assert "is not a folder" in capsys.readouterr().err
 
 
 def test_a_persons_edits_are_imported_and_trained_on(first: Run, home: Path,

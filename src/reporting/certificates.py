@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from src.calibration.certificate import Certificate
 from src.calibration.gold_needed import CHANCE, errors_allowed, highest_target, needed_gold
 from src.calibration.reliability import Reliability
 from src.metrics import Bools, Floats, accepted_and_correct
-from src.reporting.figures import BLUE, DPI, GREEN, GREY, INK, ORANGE, PALE, RED
+from src.reporting.calibrations import diagram, style
+from src.reporting.figures import BLUE, DPI, GREEN, GREY, INK, ORANGE, RED
 
 ERROR_RATES = (0.005, 0.01, 0.02, 0.03, 0.05)
 COVERAGES = (1.0, 0.7, 0.5)
@@ -72,7 +71,7 @@ def figure(certificate: Certificate, before: Reliability, after: Reliability, *,
     drawn = Figure(figsize=(11, 5.4), dpi=DPI, facecolor="white", layout="constrained")
     drawn.suptitle(f"{note}\n{title}".strip(), x=0.01, ha="left", size=13, color=RED if note else INK)
     left, right = drawn.subplots(1, 2)
-    _diagram(left, before, after)
+    diagram(left, before, after, "choose")
     accepted, found = accepted_and_correct(confidence, correct)
     right.plot(accepted / accepted[-1], found / accepted, color=BLUE, lw=1.4, label=f"choose, n={accepted[-1]}")
     right.axhline(certificate.target, color=GREY, lw=1, ls=(0, (4, 3)), label=f"target {certificate.target:.1%}")
@@ -87,39 +86,13 @@ def figure(certificate: Certificate, before: Reliability, after: Reliability, *,
                        zorder=4 if held else 3)
     if not certificate.certified:
         right.plot([], [], "o", color=RED, label="not certified")
-    _style(right, "share of items accepted", f"precision; dots: tested on certify, n={certificate.n}, and exact bounds")
+    style(right, "share of items accepted", f"precision; dots: tested on certify, n={certificate.n}, and exact bounds")
     # Where the few surest items are wrong, the curve's first points would squeeze everything else under the ceiling.
     lows = [1 - step.errors / step.accepted for step in certificate.steps if step.accepted]
     settled = (found / accepted)[accepted >= max(5, accepted[-1] // 10)]
     right.set_ylim(max(0.0, min([certificate.target, *lows, *settled[:1]]) - 0.15), 1.01)
     right.legend(loc="lower left", frameon=False, fontsize=8.5)
     return drawn
-
-
-def _diagram(axes: Axes, before: Reliability, after: Reliability) -> None:
-    axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=(0, (4, 3)))
-    for kind, colour, name in ((before, ORANGE, "as the student says"), (after, BLUE, "calibrated")):
-        found = [row.accuracy for row in kind.bins]
-        spread = [[i.value - i.low for i in found], [i.high - i.value for i in found]]
-        label = f"{name}: ECE {kind.ece:.3f} (equal mass {kind.ece_equal_mass:.3f}), Brier {kind.brier:.3f}"
-        axes.errorbar([row.confidence for row in kind.bins], [i.value for i in found], spread, fmt="o-", color=colour,
-                      ms=5, lw=1.2, elinewidth=0.7, label=label)
-    least = min(row.confidence for kind in (before, after) for row in kind.bins)
-    axes.set_xlim(max(0.0, least - 0.05), 1.01)
-    axes.set_ylim(0, 1.01)
-    _style(axes, f"confidence (choose, n={before.accuracy.n}, as many items at each point)", "accuracy, 95% intervals")
-    axes.legend(loc="lower right", frameon=False, fontsize=8.5)
-
-
-def _style(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(x, color=GREY)
-    axes.set_ylabel(y, color=GREY)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(PALE)
-    axes.tick_params(length=0, labelcolor=INK, labelsize=9)
-    axes.grid(color=PALE, lw=0.6)
 
 
 def _needed(target: float, rate: float, coverage: float, delta: float) -> str:

@@ -45,8 +45,8 @@ def confusion(matrix: npt.NDArray[np.integer], names: Sequence[str], *, title: s
     told = size <= CELL_TEXT_CLASSES
     side = max(2.6, size * (0.56 if told else 0.14))
     room = 0.075 * max(map(len, names)) + 0.8
-    figure = _sheet(side + room + 1.1, side + room, title, note)
-    axes = _axes(figure)
+    figure = sheet(side + room + 1.1, side + room, title, note)
+    axes = plot_area(figure)
     support = matrix.sum(axis=1, keepdims=True)
     shares = np.ma.masked_invalid(np.divide(matrix, support, out=np.full(matrix.shape, np.nan), where=support > 0))
     # The square root lets a mistake of 2% be seen beside a diagonal of 90%.
@@ -62,8 +62,8 @@ def confusion(matrix: npt.NDArray[np.integer], names: Sequence[str], *, title: s
     for row in np.flatnonzero(support == 0):
         axes.text((size - 1) / 2, int(row), "does not occur", color=GREY, size=8 if told else 5, **CENTRED)
     size_pt = 9 if told else 6
-    axes.set_xticks(range(size), map(_plain, names), rotation=90, size=size_pt)
-    axes.set_yticks(range(size), map(_plain, names), size=size_pt)
+    axes.set_xticks(range(size), map(plain_text, names), rotation=90, size=size_pt)
+    axes.set_yticks(range(size), map(plain_text, names), size=size_pt)
     axes.set_xlabel("answer", color=GREY)
     axes.set_ylabel("truth", color=GREY)
     axes.set_xticks(np.arange(0.5, size - 1), minor=True)
@@ -85,17 +85,17 @@ def per_class(rows: Sequence[ClassRow], *, title: str, note: str = "") -> Figure
     What is undefined has no bar: precision where the class was never answered, the other two where it never occurs.
     """
     height = 0.42 if len(rows) <= CELL_TEXT_CLASSES else 0.27
-    figure = _sheet(8, len(rows) * height + 1.1, title, note)
-    axes = _axes(figure)
+    figure = sheet(8, len(rows) * height + 1.1, title, note)
+    axes = plot_area(figure)
     where = np.arange(len(rows))
     for step, (name, colour) in enumerate((("precision", BLUE), ("recall", ORANGE), ("f1", GREEN))):
         values = [getattr(row, name) for row in rows]
         axes.barh(where + (step - 1) * 0.26, np.nan_to_num(values), 0.24, color=colour, label=name.replace("f1", "F1"))
     for y, row in enumerate(rows):
         axes.text(1.015, y, f"n={row.support}", color=GREY if row.support else RED, size=7.5, va="center")
-    axes.set_yticks(where, [_plain(row.name) for row in rows], size=9 if height > 0.3 else 7.5)
+    axes.set_yticks(where, [plain_text(row.name) for row in rows], size=9 if height > 0.3 else 7.5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    _share_axis(axes)
+    share_axis(axes)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8.5, borderaxespad=0.2)
     return figure
 
@@ -122,7 +122,7 @@ def mistakes(
         title = f"{title} ({shown} of {total})"
     columns = 5
     lines = max(1, -(-shown // columns))
-    figure = _sheet(9.5, lines * 2.2, title, note)
+    figure = sheet(9.5, lines * 2.2, title, note)
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -142,8 +142,8 @@ def coverage_curve(confidence: Floats, correct: Bools, *, title: str, note: str 
     """
     accepted, right = accepted_and_correct(confidence, correct)
     n, precision = accepted[-1], right / accepted
-    figure = _sheet(7.5, 4.6, title, note)
-    axes = _axes(figure)
+    figure = sheet(7.5, 4.6, title, note)
+    axes = plot_area(figure)
     some = np.unique(np.linspace(0, len(accepted) - 1, BAND_POINTS).astype(int))
     band = [proportion(int(right[i]), int(accepted[i])) for i in some]
     label = "95% interval of each point alone"
@@ -160,7 +160,7 @@ def coverage_curve(confidence: Floats, correct: Bools, *, title: str, note: str 
         axes.plot(share, precision[last], "o", color=RED, ms=7, label=label, zorder=3, clip_on=False)
     else:
         axes.plot([], [], "o", color=RED, label=f"never {TARGET:.0%}")
-    _share_axis(axes)
+    share_axis(axes)
     axes.set_xlabel(f"share of {n} items accepted", color=GREY)
     # The first few items say little and would squeeze everything else under the ceiling.
     settled = precision[accepted >= min(n, max(20, n // 50))]
@@ -174,14 +174,14 @@ def coverage_curve(confidence: Floats, correct: Bools, *, title: str, note: str 
 
 def label_votes(counts: Mapping[str, int], *, title: str, note: str = "") -> Figure:
     """What became of the items asked about (accepted, disagreed, failed): counts and shares, in the order given."""
-    figure = _sheet(7.5, len(counts) * 0.42 + 0.6, title, note)
-    axes = _axes(figure)
+    figure = sheet(7.5, len(counts) * 0.42 + 0.6, title, note)
+    axes = plot_area(figure)
     total = sum(counts.values())
     axes.barh(range(len(counts)), list(counts.values()), 0.62, color=BLUE)
     for y, count in enumerate(counts.values()):
         text = f"{count:,}  ({count / total:.1%})" if total else "0"
         axes.annotate(text, (count, y), (5, 0), textcoords="offset points", va="center", size=9, color=INK)
-    axes.set_yticks(range(len(counts)), map(_plain, counts), size=9.5)
+    axes.set_yticks(range(len(counts)), map(plain_text, counts), size=9.5)
     axes.set_ylim(len(counts) - 0.4, -0.6)
     axes.set_xlim(0, max([1, *counts.values()]))
     axes.set_xticks([])
@@ -189,7 +189,7 @@ def label_votes(counts: Mapping[str, int], *, title: str, note: str = "") -> Fig
     return figure
 
 
-def _sheet(width: float, height: float, title: str, note: str) -> Figure:
+def sheet(width: float, height: float, title: str, note: str) -> Figure:
     """A white sheet of width x height inches, and above it as many lines as note and title need."""
     texts = [(note, 10, RED), (title, 13, INK)]
     wrapped = [(textwrap.wrap(text, int(width * 95 / points)), points, colour) for text, points, colour in texts]
@@ -201,13 +201,13 @@ def _sheet(width: float, height: float, title: str, note: str) -> Figure:
     for (lines, points, colour), used in zip(wrapped, heights, strict=True):
         if lines:
             weight = "bold" if colour == RED else "normal"
-            text = _plain("\n".join(lines))
+            text = plain_text("\n".join(lines))
             figure.text(0.12 / width, 1 - top / total, text, size=points, color=colour, weight=weight, va="top")
         top += used
     return figure
 
 
-def _axes(figure: Figure) -> Axes:
+def plot_area(figure: Figure) -> Axes:
     axes = figure.add_subplot()
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(PALE)
@@ -216,7 +216,7 @@ def _axes(figure: Figure) -> Axes:
     return axes
 
 
-def _share_axis(axes: Axes) -> None:
+def share_axis(axes: Axes) -> None:
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
     axes.grid(axis="x", color=PALE, lw=0.6)
@@ -224,7 +224,7 @@ def _share_axis(axes: Axes) -> None:
 
 def _caption(truth: str, answer: str, confidence: float) -> str:
     """One line where it fits a grid cell, else two; longer names end in an ellipsis."""
-    truth, answer = (_plain(_cut(name, 22)) for name in (truth, answer))
+    truth, answer = (plain_text(_cut(name, 22)) for name in (truth, answer))
     gap = " " if len(truth) + len(answer) <= 19 else "\n"
     return f"{truth} →{gap}{answer} {confidence:.2f}"
 
@@ -233,6 +233,6 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """The text as it is: between two dollar signs matplotlib would typeset a formula."""
     return text.replace("$", r"\$")

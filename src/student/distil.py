@@ -1,9 +1,12 @@
 """Labels → a trained student on disk: the whole of this room in one call."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from src.data.splits import Splits
 from src.errors import ConfigError
@@ -15,18 +18,22 @@ from src.student.images import LabelledImages
 from src.student.network import build
 from src.student.network import check as check_network
 from src.student.spec import StudentSpec, TrainerSpec
-from src.task import Label, TaskSpec
+from src.task import Item, Label, TaskSpec
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """A trained student, its file, how training went, and how many labels it learned from and was chosen by."""
+    """A trained student, its file, how training went, and how many labels it learned from. It was chosen by the
+    `validation` items, whose labels are the class indices `labels` [N] and for which it gives `probabilities` [N, C].
+    """
 
     trained: Trained
     checkpoint: Path
     fitted: Fitted
     train_size: int
-    validation_size: int
+    validation: list[Item]
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
 
     def figures(self) -> dict[str, float]:
         """Under the names that runs are compared by."""
@@ -36,7 +43,7 @@ class Distilled:
             "train/epochs": float(fitted.epochs),
             "train/seconds": fitted.seconds,
             "train/items": float(self.train_size),
-            "val/items": float(self.validation_size),
+            "val/items": float(len(self.validation)),
         }
 
 
@@ -65,7 +72,10 @@ def distil(labels: Sequence[Label], splits: Splits, task: TaskSpec, spec: Studen
     log({"val/teacher_agreement": fitted.val_agreement, "val/loss": fitted.val_loss}, step=fitted.epochs)
     checkpoint = out / "mobilenet.pt"
     trained.save(checkpoint)
-    return Distilled(trained, checkpoint, fitted, len(data.train_items), len(data.validation_items))
+    images, targets = data.validation
+    probabilities = replace(trained, device=fitted.device).predict(images)
+    return Distilled(trained, checkpoint, fitted, len(data.train_items), data.validation_items,
+                     targets.argmax(1).numpy(), probabilities)
 
 
 def student(fitted: Fitted, task: TaskSpec, spec: StudentSpec, *, sharpen: bool) -> Trained:

@@ -107,6 +107,12 @@ class LabelledImages(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         return self._loader("validation", None)
 
+    @property
+    def validation(self) -> tuple[Tensor, Tensor]:
+        """Images and targets of the validation part, in the order of `validation_items`."""
+        part = self._parts["validation"]
+        return part.images, part.targets
+
     def _loader(self, part: str, seed: int | None) -> DataLoader[tuple[Tensor, Tensor]]:
         batches = self._parts[part]
         # Everything is in memory: worker processes would only copy it.
