@@ -1,4 +1,5 @@
-"""Print what this machine reaches: `python -m src.benchmark suite=training` (or `labeling`, `consensus`, `guarantee`).
+"""Print what this machine reaches: `python -m src.benchmark suite=training` (or `labeling`, `consensus`,
+`guarantee`, `inference`).
 
 Everything that is compared runs in the same process or the same call, alternating; nothing is tested here, and nothing
 leaves the machine.
@@ -13,7 +14,7 @@ from src.config import CONF, Benchmark, output_folder, read
 from src.console import entry_point
 from src.errors import ConfigError
 
-SUITES = ("training", "labeling", "consensus", "guarantee")
+SUITES = ("training", "labeling", "consensus", "guarantee", "inference")
 
 
 @hydra.main(config_path=CONF, config_name="benchmark", version_base="1.3")
@@ -33,6 +34,13 @@ def main(cfg: DictConfig) -> None:
         from src.benchmarks import guarantee
 
         guarantee.run()
+        return
+    if asked.suite == "inference":
+        from src.benchmarks import inference, students
+
+        known = students.known(asked.runs, uri=asked.tracking.uri, home=Path(asked.home), out=output_folder())
+        inference.run(sizes=sorted(known) or asked.input_sizes, batches=asked.batches, repeats=asked.repeats,
+                      students=known)
         return
     if asked.suite == "labeling":
         from src.benchmarks import labeling

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import hydra
-import numpy as np
 from omegaconf import DictConfig
 
 from src.calibration.calibrate import Calibrated, advice, calibrate
@@ -25,12 +24,13 @@ from src.console import entry_point, say, table, warn
 from src.errors import ConfigError, DataError
 from src.metrics import Bools, Floats, Interval, Ints
 from src.quality.agreement import teacher_accuracy
-from src.reopen import Past, check_same_task, reopen
+from src.reopen import Past, reopen, student_of, truths
 from src.reporting import certificates
 from src.store import Store
-from src.student.checkpoint import Trained, load
+from src.student.choose import MODEL, MODEL_INT8
 from src.student.device import resolve
 from src.student.images import decode
+from src.student.protocol import Student
 from src.task import Item
 from src.tracking import open_run
 
@@ -68,15 +68,14 @@ def main(cfg: DictConfig) -> None:
     if asked.plan:
         left = budget(read_ledger(ledger), "", certify_keys, delta=spec.delta, spend=spec.spend)
         return show_plan([len(splits.choose) + len(certify_keys)], spec, left.delta)
-    student = load(past.checkpoint, device)
-    check_same_task(student, past)
     check_same_items(past)
+    student = student_of(past, runtime=asked.runtime, dtype=asked.dtype, margin=asked.margin, device=device, out=out)
     max_pixels = past.job.data.max_pixels
     choose = scores(student, splits.choose, max_pixels, "choose")
     calibrated = calibrate(spec.method, choose.probabilities, choose.truth, spec.target_precision)
     if told := advice(spec.method, len(choose.items)):
         warn(told)
-    question = fingerprint(past.checkpoint, spec)
+    question = fingerprint(past.checkpoint, student, spec)
     expected = budget(read_ledger(ledger), question, certify_keys, delta=spec.delta, spend=spec.spend)
     check_target(spec, len(certify_keys), expected.delta)
     own = scores(student, splits.certify, max_pixels, "certify")
@@ -124,16 +123,18 @@ def check_target(spec: CalibrationSpec, n: int, delta: float) -> None:
         )
 
 
-def scores(student: Trained, items: list[Item], max_pixels: int, part: str) -> Scored:
+def scores(student: Student, items: list[Item], max_pixels: int, part: str) -> Scored:
     images = decode(items, student.input_size, sharpen=student.sharpen, max_pixels=max_pixels,
                     what=f"decoding gold's {part} part")
-    truth = np.array([student.classes.index(item.truth or "") for item in items], dtype=np.int64)
-    return Scored(items, student.predict(images), truth)
+    return Scored(items, student.predict(images), truths(items, student.classes))
 
 
-def fingerprint(checkpoint: Path, spec: CalibrationSpec) -> str:
-    """Names the student and what is asked of it: the same question twice has the same answer and costs nothing more."""
+def fingerprint(checkpoint: Path, student: Student, spec: CalibrationSpec) -> str:
+    """Names the student and what is asked of it: the same question twice has the same answer and costs nothing more.
+    In fp32, runtimes give the same answers; other dtypes round as each of them likes."""
     asked = [spec.method, spec.target_precision, spec.delta, spec.coverages]
+    if student.dtype != "fp32":
+        asked += [student.runtime, student.dtype]
     return hashlib.sha256(checkpoint.read_bytes() + json.dumps(asked).encode()).hexdigest()
 
 
@@ -156,7 +157,7 @@ def agreement_with_teacher(choose: Scored, calibrator: Calibrator, certificate: 
     return teacher_accuracy(said, answers, job.task).get(annotator)
 
 
-def record(past: Past, asked: Certification, student: Trained, calibrated: Calibrated, thresholds: list[float],
+def record(past: Past, asked: Certification, student: Student, calibrated: Calibrated, thresholds: list[float],
            certificate: Certificate, paid: Budget, teacher: Interval | None, out: Path) -> None:
     """Files, figures and the statement, in a run of their own that names the one it certifies."""
     stored, note, spec = past.stored, past.note, asked.calibration
@@ -168,21 +169,25 @@ def record(past: Past, asked: Certification, student: Trained, calibrated: Calib
     }
     document = {
         "format": FORMAT, "statement": told, "rehearsal": note or False, "run": stored.id, "task": student.task,
-        "task_version": student.task_version, "student": _digest(past.checkpoint), **certificate.to_dict(),
+        "task_version": student.task_version, "student": _digest(past.checkpoint), "runtime": student.runtime,
+        "dtype": student.dtype, **certificate.to_dict(),
         "thresholds_declared": thresholds, "confidence": {"delta": spec.delta, "spent_now": paid.delta,
                                                           "left": paid.left, "earlier_certifications": paid.earlier,
                                                           "asked_before": paid.paid},
         "teacher_agreement": vars(teacher) if teacher else None,
     }
     tags = {"flywheel.stage": "certify", "flywheel.certifies": stored.id, "task": past.job.task.name,
-            "student": past.job.student.name, "rehearsal": note or "no",
-            "certified": str(bool(certificate.certified))}
+            "student": past.job.student.name, "runtime": student.runtime, "dtype": student.dtype,
+            "rehearsal": note or "no", "certified": str(bool(certificate.certified))}
     with open_run(uri=asked.tracking.uri, experiment=stored.experiment, artifacts=Path(asked.tracking.artifacts),
                   name=f"{stored.name} certified at {spec.target_precision:g}", tags=tags) as run:
         run.metrics({**figures(certificate, paid, teacher), **calibrated.figures()})
         for name, content in (("calibration.json", calibration), ("certificate.json", document)):
             (out / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
             run.file(out / name)
+        for name in (MODEL, MODEL_INT8):
+            if student.runtime != "torch" and (out / name).exists():
+                run.file(out / name)
         run.figure(certificates.figure(certificate, before, after, confidence=calibrated.confidence,
                                        correct=calibrated.correct, title=f"{stored.name}: calibration and certificate",
                                        note=note), "certificate")

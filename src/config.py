@@ -22,6 +22,7 @@ from src.labeling.ask import RehearsalSpec
 from src.labeling.spec import LabelerSpec
 from src.labeling.teacher import Teacher
 from src.quality.spec import QualitySpec
+from src.student.protocol import DTYPES, RUNTIMES
 from src.student.spec import ACCELERATORS, StudentSpec, TrainerSpec
 from src.task import TaskSpec
 
@@ -99,7 +100,8 @@ class Review(Job):
 class Evaluation:
     """`run` is the id of the run to judge again, and to put before its teacher in a cascade. That is replayed on
     `part` of its items, or on the images below `items`. `ask` says whether the teacher may be asked about them, for
-    `max_cost_usd` at the most."""
+    `max_cost_usd` at the most. The student answers with `runtime` and `dtype`, where that costs at most `margin` of its
+    accuracy on gold."""
 
     home: str
     run: str
@@ -107,6 +109,9 @@ class Evaluation:
     items: str | None
     ask: str
     max_cost_usd: float
+    runtime: str
+    dtype: str | None
+    margin: float
     accelerator: str
     cascade: CascadeSpec
     tracking: TrackingSpec
@@ -117,6 +122,7 @@ class Evaluation:
                 raise ConfigError(key, getattr(self, key), f"one of {', '.join(choices)}")
         if not self.max_cost_usd >= 0:
             raise ConfigError("max_cost_usd", self.max_cost_usd, "0 or more US dollars")
+        _check_runtime(self.runtime, self.dtype, self.margin)
         if self.accelerator not in ACCELERATORS:
             raise ConfigError("accelerator", self.accelerator, f"one of {', '.join(ACCELERATORS)}")
         if not self.run:
@@ -125,13 +131,17 @@ class Evaluation:
 
 @dataclass
 class Certification:
-    """`run` is the id of the training run whose student is to be certified. `plan` only says how much gold that would
-    take, for gold of `gold_sizes` items or, where a run is named, for its own."""
+    """`run` is the id of the training run whose student is to be certified, as it answers with `runtime` and `dtype`;
+    these may cost at most `margin` of its accuracy on gold. `plan` only says how much gold that would take, for gold of
+    `gold_sizes` items or, where a run is named, for its own."""
 
     home: str
     run: str | None
     plan: bool
     gold_sizes: list[int]
+    runtime: str
+    dtype: str | None
+    margin: float
     accelerator: str
     calibration: CalibrationSpec
     tracking: TrackingSpec
@@ -144,6 +154,7 @@ class Certification:
                               "none")
         if not self.gold_sizes or min(self.gold_sizes) < 2:
             raise ConfigError("gold_sizes", self.gold_sizes, "one size or more, each 2 or more")
+        _check_runtime(self.runtime, self.dtype, self.margin)
 
 
 @dataclass
@@ -168,9 +179,11 @@ class Comparison:
 class Benchmark:
     """`suite` names what is measured; each timing takes `steps` steps and is repeated `repeats` times.
 
-    Of labeling: numbers of questions asked at a time, the seconds that a server takes, `waves` of questions to it,
-    `requests` to one that answers at once, the `rate` a second that a token bucket grants for `bucket_s` seconds, and
-    how many items have answers in a large store, or are labelled while memory is watched.
+    Of inference: `runs` are training runs whose students are measured; without any, networks with random weights at
+    `input_sizes` are; each answers `batches` of images at once. Of labeling: numbers of questions asked at a time, the
+    seconds that a server takes, `waves` of questions to it, `requests` to one that answers at once, the `rate` a second
+    that a token bucket grants for `bucket_s` seconds, and how many items have answers in a large store, or are labelled
+    while memory is watched.
     """
 
     home: str
@@ -180,6 +193,9 @@ class Benchmark:
     steps: int
     repeats: int
     demo: bool
+    runs: list[str]
+    input_sizes: list[int]
+    batches: list[int]
     concurrency: list[int]
     latency_s: float
     waves: int
@@ -193,8 +209,12 @@ class Benchmark:
     seeds: int
     reviews: str | None
     chart: str | None
+    tracking: TrackingSpec
 
     def __post_init__(self) -> None:
+        for key, least in (("input_sizes", 32), ("batches", 1)):
+            if not getattr(self, key) or min(getattr(self, key)) < least:
+                raise ConfigError(key, getattr(self, key), f"one number or more, each {least} or more")
         for key in ("batch_size", "steps", "repeats", "seeds"):
             if getattr(self, key) < 2:
                 raise ConfigError(key, getattr(self, key), "2 or more")
@@ -246,6 +266,16 @@ def _check_further_teachers(job: Any) -> None:
         except ConfigError as error:
             error.args = (TEACHER_KEY.sub(f"{place}.", str(error)),)
             raise
+
+
+def _check_runtime(runtime: str, dtype: str | None, margin: float) -> None:
+    """What this device supports is for `student.choose` to say, which knows it."""
+    if runtime not in ("auto", *RUNTIMES):
+        raise ConfigError("runtime", runtime, f"one of auto, {', '.join(RUNTIMES)}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError("dtype", dtype, f"one of {', '.join(DTYPES)}, or null")
+    if not 0 <= margin < 1:
+        raise ConfigError("margin", margin, "a share of the accuracy in [0, 1)")
 
 
 def recorded(cfg: DictConfig) -> dict[str, Any]:

@@ -22,12 +22,12 @@ from src.data.folder import scan
 from src.errors import DataError
 from src.labeling.ask import Survey
 from src.record import record_judgements, result_rows, speed_figures
-from src.reopen import Past, check_same_task, reopen
+from src.reopen import Past, reopen, student_of
 from src.store import Store
-from src.student.checkpoint import Trained, load
 from src.student.device import resolve
 from src.student.images import decode
 from src.student.judge import Judged, judge
+from src.student.protocol import Student
 from src.task import Annotation, Item
 from src.tracking import Run, certificates, open_run
 
@@ -41,18 +41,18 @@ def main(cfg: DictConfig) -> None:
     stored, job = past.stored, past.job
     if not past.same_items:
         warn("The items or their split are no longer those of that run: some may have been trained on.")
-    student = replace(load(past.checkpoint), device=device)
-    check_same_task(student, past)
+    student = student_of(past, runtime=asked.runtime, dtype=asked.dtype, margin=asked.margin, device=device, out=out)
     tags = {"flywheel.stage": "evaluate", "flywheel.evaluates": stored.id, "task": job.task.name,
-            "student": job.student.name, "rehearsal": past.note or "no"}
+            "student": job.student.name, "runtime": student.runtime, "dtype": student.dtype,
+            "rehearsal": past.note or "no"}
     with open_run(uri=asked.tracking.uri, experiment=stored.experiment, artifacts=Path(asked.tracking.artifacts),
                   name=f"{stored.name} again", tags=tags) as run:
-        judged = judge(student, past.dataset.splits, max_pixels=job.data.max_pixels, seed=job.seed, device=device)
+        judged = judge(student, past.dataset.splits, max_pixels=job.data.max_pixels, seed=job.seed)
         run.metrics(speed_figures(judged))
         record_judgements(run, judged, student.classes, job.data.max_pixels, past.note)
         table(f"{stored.name}, judged again {past.note}".strip(), result_rows(judged, job.task.metric),
               ("what", "figure"))
-        trust = trusted(past, judged, asked)
+        trust = trusted(past, student, judged, asked)
         items = items_of(past, asked)
         if items:
             said = opinions(past, items, asked, run)
@@ -73,11 +73,13 @@ class Trust:
     statement: str
 
 
-def trusted(past: Past, judged: Judged, asked: Evaluation) -> Trust:
-    """By the run's newest certificate that certifies something, and by the usual threshold on gold beside it."""
+def trusted(past: Past, student: Student, judged: Judged, asked: Evaluation) -> Trust:
+    """By the run's newest certificate that certifies something of the student in this dtype (runtimes are held to give
+    the same in fp32), and by the usual threshold on gold beside it."""
     spec, given = past.job.calibration, asked.cascade.threshold
     found = certificates(asked.tracking.uri, past.stored.id, past.stored.folder)
-    certified = next((pair for pair in found if pair[0]["certified"]), None)
+    certified = next((pair for pair in found if pair[0]["certified"] and pair[0].get("dtype", "fp32") == student.dtype),
+                     None)
     gold = judged.parts["gold"]
     if certified:
         certificate, calibration = certified
@@ -86,8 +88,9 @@ def trusted(past: Past, judged: Judged, asked: Evaluation) -> Trust:
     else:
         target = spec.target_precision
         calibrator = calibrate_if_gold_allows(spec.method, gold.probabilities, gold.truth, target).calibrator
-        refused = " (its certification was refused)" if found else f" (python -m src.certify run={past.stored.id})"
-        statement = f"Nothing is certified for this run{refused}: so far, the LLM gets everything."
+        statement = (f"Nothing is certified for this student in {student.dtype}, so the LLM gets everything: python -m "
+                     f"src.certify run={past.stored.id} runtime={student.runtime} dtype={student.dtype}, where its "
+                     "gold allows.")
     probabilities = calibrator(to_logits(gold.probabilities))
     usual = usual_threshold(probabilities.max(axis=1), probabilities.argmax(axis=1) == gold.truth, target)
     threshold = certified[0]["threshold"] if certified else None
@@ -140,7 +143,7 @@ def opinions(past: Past, items: list[Item], asked: Evaluation, run: Run) -> dict
     return {name: [a for a in answers.annotations if a.annotator == name] for name in answers.panel.members}
 
 
-def record_cascade(run: Run, past: Past, student: Trained, judged: Judged, trust: Trust, items: list[Item],
+def record_cascade(run: Run, past: Past, student: Student, judged: Judged, trust: Trust, items: list[Item],
                    said: dict[str, list[Annotation]], asked: Evaluation) -> None:
     """Figures, tables and pictures of the cascade on these items, beside what each of its parts is worth alone."""
     from src.reporting import cascades

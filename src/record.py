@@ -89,7 +89,8 @@ def record_student(run: Run, student: "Distilled", judged: "Judged", calibrated:
     run.metrics(student.figures())
     run.metrics(speed_figures(judged))
     record_judgements(run, judged, student.trained.classes, job.data.max_pixels, made.stand_ins)
-    run.file(student.checkpoint)
+    for path in (student.checkpoint, *([student.exported] if student.exported else [])):
+        run.file(path)
     example = next(iter(judged.parts.values())).items[0]
     run.model(student.checkpoint, student.trained.classes, Path(example.payload).read_bytes())
     summary = output_folder() / "eval.json"

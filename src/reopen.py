@@ -1,15 +1,24 @@
 """A training run of earlier, ready to be judged, certified or measured: its config, its files and its items."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from src.config import CONF, Job, read
 from src.data.dataset import Dataset, open_dataset
 from src.errors import DataError
-from src.student.checkpoint import Trained
+from src.student.checkpoint import Trained, load
+from src.student.choose import choose, show
+from src.student.images import decode
+from src.student.protocol import Student
+from src.task import Item
 from src.tracking import StoredRun, find
+
+CALIBRATION_IMAGES = 300  # of training, from which int8 takes its ranges
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,8 @@ def reopen(uri: str, run: str, *, home: Path, out: Path) -> Past:
     and what opening data raises."""
     stored = find(uri, run, out)
     # Runs of before a group of keys was added have none of it: what stands in conf/ holds for them.
-    later = OmegaConf.create({"calibration": OmegaConf.load(Path(CONF, "calibration", "default.yaml"))})
+    later = OmegaConf.create({"calibration": OmegaConf.load(Path(CONF, "calibration", "default.yaml")),
+                              "student": {"export": False}})
     config = OmegaConf.merge(OmegaConf.structured(Job), later, stored.config)
     assert isinstance(config, DictConfig)
     job: Job = read(config, Job)
@@ -56,3 +66,26 @@ def check_same_task(student: Trained, past: Past) -> None:
         raise DataError(f"mobilenet.pt of run={run!r} answers the task {student.task!r} with "
                         f"{', '.join(student.classes)}, but the run's task is {task.name!r} with "
                         f"{', '.join(task.names)}: train again, or name a run of this task.")
+
+
+def student_of(past: Past, *, runtime: str, dtype: str | None, margin: float, device: str, out: Path) -> Student:
+    """The run's student on `device`, with the runtime and dtype asked for; what was tried to find them is printed, and
+    files that are made for them lie in `out`. Raises DataError for a checkpoint that is none or of another task, and
+    ConfigError for what is not supported here or costs more than `margin` of its accuracy on gold's *choose* part."""
+    trained = load(past.checkpoint, device)
+    check_same_task(trained, past)
+    if (runtime, dtype or "fp32") == ("torch", "fp32"):
+        return trained
+    splits = past.dataset.splits
+    images = [decode(items, trained.input_size, sharpen=trained.sharpen, max_pixels=past.job.data.max_pixels,
+                     what=f"decoding {what} images")
+              for what, items in (("gold", splits.choose), ("training", splits.train[:CALIBRATION_IMAGES]))]
+    student, tried = choose(trained, runtime=runtime, dtype=dtype, margin=margin, choose_images=images[0],
+                            choose_truth=truths(splits.choose, trained.classes), calibration_images=images[1], out=out)
+    show(tried, student)
+    return student
+
+
+def truths(items: Sequence[Item], classes: Sequence[str]) -> NDArray[np.int64]:
+    """[N] true class indices."""
+    return np.array([classes.index(item.truth or "") for item in items], dtype=np.int64)

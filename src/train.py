@@ -52,8 +52,8 @@ def main(cfg: DictConfig) -> None:
             download=job.rehearsal.mode != "always", need_weights=job.rehearsal.mode == "never",
         )
         run.metrics({"train/first_step_s": student.fitted.first_step_at - started})
-        judged = judge(student.trained, made.dataset.splits, max_pixels=job.data.max_pixels, seed=job.seed,
-                       device=student.fitted.device)
+        judged = judge(student.trained.on(student.fitted.device), made.dataset.splits, max_pixels=job.data.max_pixels,
+                       seed=job.seed)
         gold = judged.parts["gold"]
         calibrated = calibrate_if_gold_allows(job.calibration.method, gold.probabilities, gold.truth,
                                               job.calibration.target_precision)

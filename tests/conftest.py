@@ -29,6 +29,7 @@ SHARED = ROOT.parent / "shared" / "data"
 for name in ("OPENROUTER_API_KEY", "OPENAI_API_KEY", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 @functools.cache

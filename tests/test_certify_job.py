@@ -30,7 +30,8 @@ from src.tracking import open_run
 # The smallest network that timm has; it learns digits in seconds.
 SMALL = ("+experiment=digits", "rehearsal=always", "data.gold_size=300", "data.test_size=800",
          "data.near_duplicates=null", "student.name=test_resnet", "student.pretrained=false", "student.input_size=32",
-         "student.batch_size=16", "student.learning_rate=5e-3", "trainer.max_epochs=4", "trainer.accelerator=cpu")
+         "student.batch_size=16", "student.export=false", "student.learning_rate=5e-3", "trainer.max_epochs=4",
+         "trainer.accelerator=cpu")
 TEACHER, PROMPT = "rehearsal:teacher", "prompt"
 TARGET = "calibration.target_precision="
 

@@ -24,7 +24,7 @@ from src.student.augment import Augment, normalise
 from src.student.checkpoint import Trained, load
 from src.student.curves import Curves
 from src.student.distil import check
-from src.student.fit import fit
+from src.student.fit import fit, settle
 from src.student.images import Batches, LabelledImages, Shuffled
 from src.student.module import ImageStudent, agreement
 from src.student.network import build
@@ -359,13 +359,35 @@ def trained(items: list[Item], spec: StudentSpec, make_job: Callable[..., Job], 
     spec.learning_rate = 2e-3
     trainer = make_job("trainer.max_epochs=20", "trainer.patience=0", "trainer.accelerator=cpu").trainer
     curves: list[dict[str, float]] = []
-    fitted = fit(module_of(items, spec), untrained(spec), spec, trainer, seed=0,
+    data = module_of(items, spec)
+    fitted = fit(data, untrained(spec), spec, trainer, seed=0,
                  logger=Curves(lambda values, step=None: curves.append(dict(values))), checkpoints=tmp_path / "ckpt")
-    assert sum("val/teacher_agreement" in values for values in curves) == 20
-    best = max(values["val/teacher_agreement"] for values in curves if "val/teacher_agreement" in values)
-    assert fitted.val_agreement == pytest.approx(best)  # what comes back is the best epoch by validation
+    history = [values["val/teacher_agreement"] for values in curves if "val/teacher_agreement" in values]
+    assert len(history) == 20 and history[fitted.best_epoch - 1] == max(history)
+    images, targets = data.validation
+    with torch.no_grad():
+        answers = fitted.network(normalise(images, fitted.mean, fitted.std)).argmax(1)
+    assert fitted.val_agreement == pytest.approx((answers == targets.argmax(1)).float().mean().item())
     assert not any(name.startswith("test") for values in curves for name in values)
     return Trained(fitted.network, spec.name, NAMES, 32, fitted.mean, fitted.std, True, "shades", 1)
+
+
+def test_batchnorms_statistics_are_those_of_the_training_images(items: list[Item], spec: StudentSpec) -> None:
+    data = module_of(items, spec)
+    data.setup("fit")
+    network = timm.create_model(spec.name, num_classes=2)
+    module = ImageStudent(network, spec, mean=(0.5,) * 3, std=(0.5,) * 3, memory_format=torch.channels_last, seed=0)
+    first = next(layer for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d))
+    seen: list[torch.Tensor] = []
+    first.register_forward_pre_hook(lambda layer, given: seen.append(given[0]) if layer.training else None)
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    settle(module, data)
+    into = torch.cat(seen).transpose(0, 1).flatten(1)
+    assert len(torch.cat(seen)) == len(data.train_items)
+    assert torch.allclose(first.running_mean, into.mean(1), atol=1e-5)  # type: ignore[arg-type]
+    assert torch.allclose(first.running_var, into.var(1), rtol=1e-3)  # type: ignore[arg-type]
+    assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
+    assert first.momentum == 0.1 and not network.training
 
 
 def test_it_learns_and_survives_the_disk(trained: Trained, items: list[Item], tmp_path: Path) -> None:

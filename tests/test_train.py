@@ -19,7 +19,9 @@ from src.calibration.calibrate import calibrate
 from src.calibration.calibrators import from_dict, to_dict
 from src.cascade.policy import Policy
 from src.store import Store
+from src.student import runtimes
 from src.student.checkpoint import load
+from src.student.protocol import as_seen
 
 SMALL = ["+experiment=digits", "rehearsal=always", "rehearsal/errors=none", "data.gold_size=40", "data.test_size=60",
          "labeler.max_items=100", "student.pretrained=false", "student.input_size=32", "student.batch_size=16",
@@ -31,7 +33,7 @@ METRICS = {"label/agreement", "label/kappa", "label/mapped_agreement", "label/go
            "calibration/brier_before", "calibration/brier_after", "calibration_test/ece_after",
            "throughput/items_per_second", "latency/p50_ms", "latency/p95_ms"}
 FILES = {"labels_llm.csv", "review_labels.csv", "eval.json", "mobilenet.pt", "datacard.md", "prompt.txt", "config.yaml",
-         "calibration.json", "predictions.csv"}
+         "calibration.json", "predictions.csv", "model.onnx"}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,14 @@ def test_the_files_are_there_and_hold_what_they_say(first: Run, home: Path) -> N
     card = (folder / "datacard.md").read_text()
     assert "REHEARSAL" in card and "100 accepted labels" in card and first.data.tags["prompt_hash"][:16] in card
     assert torch.load(folder / "mobilenet.pt", weights_only=True)["task"] == "digits"
+
+
+def test_the_exported_student_answers_like_the_checkpoint(first: Run, home: Path) -> None:
+    folder = Path(mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db").download_artifacts(first.info.run_id, ""))
+    exported, original = runtimes.load(folder / "model.onnx", "onnxruntime"), load(folder / "mobilenet.pt")
+    images = [Image.open(path) for path in sorted((home / "data").rglob("*.png"))[:20]]
+    assert exported.predict(as_seen(exported, images)) == pytest.approx(original.predict_images(images), abs=1e-5)
+    assert exported.classes == original.classes
 
 
 def test_every_prediction_is_written_down_with_what_it_should_have_been(first: Run, home: Path) -> None:
@@ -149,6 +159,19 @@ def test_evaluate_gives_the_same_figures_in_a_run_of_its_own(first: Run, home: P
         assert judged.data.metrics[name] == pytest.approx(first.data.metrics[name], abs=1e-6)
 
 
+def test_another_runtime_is_measured_and_gives_the_same(first: Run, home: Path,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    command = (f"home={home}", f"run={first.info.run_id}", "accelerator=cpu", "ask=never")
+    assert call(evaluate.main, *command, "runtime=onnxruntime") == 0
+    judged = runs(home)[0]
+    assert (judged.data.tags["runtime"], judged.data.tags["dtype"]) == ("onnxruntime", "fp32")
+    assert judged.data.metrics["test/accuracy"] == first.data.metrics["test/accuracy"]
+    assert judged.data.metrics["test/ece"] == pytest.approx(first.data.metrics["test/ece"], abs=1e-4)
+    assert "chosen" in capsys.readouterr().out
+    assert call(evaluate.main, *command, "dtype=int8") == 1
+    assert "dtype='int8' is not allowed" in capsys.readouterr().err
+
+
 def test_evaluate_replays_the_cascade_and_asks_nothing_twice(first: Run, home: Path,
                                                              capsys: pytest.CaptureFixture[str]) -> None:
     command = (f"home={home}", f"run={first.info.run_id}", "accelerator=cpu")
@@ -184,7 +207,7 @@ def test_evaluate_replays_the_cascade_and_asks_nothing_twice(first: Run, home: P
     assert alone["student alone"] == pytest.approx(first.data.metrics["test/accuracy"])
     assert call(evaluate.main, *command, "ask=never") == 0
     assert runs(home)[0].data.metrics["label/requests"] == 0
-    assert "Nothing is certified for this run" in capsys.readouterr().out
+    assert "Nothing is certified for this student in fp32" in capsys.readouterr().out
     assert runs(home)[0].data.metrics["cascade/coverage"] == 0
 
 
@@ -216,8 +239,8 @@ def test_a_persons_edits_are_imported_and_trained_on(first: Run, home: Path,
     frame.loc[0, "label_final"] = "nine" if frame.loc[0, "label"] != "nine" else "eight"
     frame.to_csv(review, index=False)
     capsys.readouterr()
-    assert call(train.main, *SMALL, f"home={home}", "quality.min_confidence=1", "quality.reviewer=ada",
-                "trainer.max_epochs=1") == 0
+    assert call(train.main, *SMALL, f"home={home}", "student.export=false", "quality.min_confidence=1",
+                "quality.reviewer=ada", "trainer.max_epochs=1") == 0
     assert "100 edit(s) imported" in capsys.readouterr().out
     latest = runs(home)[0]
     assert latest.data.metrics["label/requests"] == 0

@@ -4,8 +4,10 @@ The file holds tensors and plain values only, so `torch.load(..., weights_only=T
 the student was trained or what its answers lead to.
 """
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from src.data.images import square
 from src.errors import DataError
 from src.student.augment import normalise
 from src.student.device import memory_format
 from src.student.network import bare
+from src.student.protocol import Pixels, as_seen
 
 FORMAT = 1
 BATCH = 128
@@ -27,7 +29,11 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Trained:
-    """A network and all that its answers depend on. `classes` gives the order of the probabilities."""
+    """A network and all that its answers depend on: a `protocol.Student` that runs on torch.
+
+    `classes` gives the order of the probabilities. With `dtype` bf16 a copy of the network answers, which is made at
+    the first question; the network itself, and what is saved, stays as it was trained.
+    """
 
     network: torch.nn.Module
     name: str
@@ -40,6 +46,11 @@ class Trained:
     task_version: int
     flip_average: bool = False
     device: str = "cpu"
+    dtype: str = "fp32"
+
+    @property
+    def runtime(self) -> str:
+        return "torch"
 
     def save(self, path: Path) -> None:
         fields = {key: getattr(self, key) for key in _KEYS}
@@ -47,22 +58,37 @@ class Trained:
         state = {key: value.contiguous() for key, value in self.network.state_dict().items()}
         torch.save({**fields, "state_dict": state}, path)
 
+    def on(self, device: str, dtype: str = "fp32") -> "Trained":
+        """The same student there, with a network of its own."""
+        return replace(self, network=copy.deepcopy(self.network), device=device, dtype=dtype)
+
     def predict_images(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
         """N×C probabilities of PIL images of any size."""
-        pixels = [square(image.convert("RGB"), self.input_size, sharpen=self.sharpen) for image in images]
-        return self.predict(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
+        return self.predict(as_seen(self, images))
 
     @torch.inference_mode()
-    def predict(self, images: Tensor) -> NDArray[np.float64]:
+    def predict(self, images: Pixels) -> NDArray[np.float64]:
         """N×C probabilities of N×3×S×S bytes."""
-        self.network.to(self.device).eval()
-        found = [self._probabilities(batch.to(self.device)).cpu() for batch in torch.split(images, BATCH)]
+        self._answering.to(self.device).eval()
+        batches = torch.split(torch.as_tensor(images), BATCH)
+        found = [self.probabilities(batch.to(self.device)).cpu() for batch in batches]
         return torch.cat(found).double().numpy() if len(images) else np.zeros((0, len(self.classes)))
 
-    def _probabilities(self, images: Tensor) -> Tensor:
+    def probabilities(self, images: Tensor) -> Tensor:
+        """The same from tensor to tensor, on the device."""
         ready = normalise(images, self.mean, self.std).contiguous(memory_format=memory_format(self.device))
-        seen: Tensor = self.network(ready).softmax(1)
-        return (seen + self.network(ready.flip(3)).softmax(1)) / 2 if self.flip_average else seen
+        seen = self._softmax(ready)
+        return (seen + self._softmax(ready.flip(3))) / 2 if self.flip_average else seen
+
+    def _softmax(self, ready: Tensor) -> Tensor:
+        if self.dtype == "bf16":
+            ready = ready.bfloat16()
+        logits: Tensor = self._answering(ready)
+        return logits.float().softmax(1)
+
+    @cached_property
+    def _answering(self) -> torch.nn.Module:
+        return copy.deepcopy(self.network).bfloat16() if self.dtype == "bf16" else self.network
 
 
 _KEYS = ("name", "classes", "input_size", "sharpen", "task", "task_version", "flip_average")

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from src.console import warn
 from src.data.splits import Splits
-from src.errors import ConfigError
+from src.errors import ConfigError, DataError
 from src.student.checkpoint import Trained
 from src.student.curves import Curves, Log
 from src.student.device import resolve
@@ -20,15 +22,19 @@ from src.student.network import check as check_network
 from src.student.spec import StudentSpec, TrainerSpec
 from src.task import Item, Label, TaskSpec
 
+PARITY_IMAGES = 64  # on which the exported student is held against the original
+
 
 @dataclass(frozen=True)
 class Distilled:
     """A trained student, its file, how training went, and how many labels it learned from. It was chosen by the
     `validation` items, whose labels are the class indices `labels` [N] and for which it gives `probabilities` [N, C].
+    `exported` is the same student as ONNX, None where that was not wanted or did not work.
     """
 
     trained: Trained
     checkpoint: Path
+    exported: Path | None
     fitted: Fitted
     train_size: int
     validation: list[Item]
@@ -60,7 +66,8 @@ def check(spec: StudentSpec, trainer: TrainerSpec, kind: str = "images") -> None
 def distil(labels: Sequence[Label], splits: Splits, task: TaskSpec, spec: StudentSpec, trainer: TrainerSpec, *,
            sharpen: bool, max_pixels: int, seed: int, out: Path, log: Log, download: bool,
            need_weights: bool) -> Distilled:
-    """Train on the accepted labels and write `out/mobilenet.pt`; `log(metrics, step)` gets the curves."""
+    """Train on the accepted labels and write `out/mobilenet.pt` and `out/model.onnx`; `log(metrics, step)` gets the
+    curves."""
     data = LabelledImages(
         splits.train, splits.validation, {label.item: label for label in labels}, task.names,
         input_size=spec.input_size, batch_size=spec.batch_size, sharpen=sharpen, max_pixels=max_pixels, seed=seed,
@@ -74,8 +81,21 @@ def distil(labels: Sequence[Label], splits: Splits, task: TaskSpec, spec: Studen
     trained.save(checkpoint)
     images, targets = data.validation
     probabilities = replace(trained, device=fitted.device).predict(images)
-    return Distilled(trained, checkpoint, fitted, len(data.train_items), data.validation_items,
+    exported = _export(trained, out / "model.onnx", images[:PARITY_IMAGES]) if spec.export else None
+    return Distilled(trained, checkpoint, exported, fitted, len(data.train_items), data.validation_items,
                      targets.argmax(1).numpy(), probabilities)
+
+
+def _export(trained: Trained, path: Path, images: Tensor) -> Path | None:
+    """A student that cannot be exported is one all the same."""
+    from src.student.export import export  # takes seconds
+
+    try:
+        export(trained, path, images)
+    except DataError as error:
+        warn(f"No model.onnx: {error}")
+        return None
+    return path
 
 
 def student(fitted: Fitted, task: TaskSpec, spec: StudentSpec, *, sharpen: bool) -> Trained:

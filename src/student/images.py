@@ -108,6 +108,12 @@ class LabelledImages(L.LightningDataModule):
         return self._loader("validation", None)
 
     @property
+    def training(self) -> tuple[Tensor, Tensor]:
+        """Images and targets of the training part, in the order of `train_items`."""
+        part = self._parts["train"]
+        return part.images, part.targets
+
+    @property
     def validation(self) -> tuple[Tensor, Tensor]:
         """Images and targets of the validation part, in the order of `validation_items`."""
         part = self._parts["validation"]

@@ -4,15 +4,15 @@ Never touches gold's *certify* part. Knows nothing about labels or tracking.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from src.data.splits import Splits
 from src.metrics import Scores, score
-from src.student.checkpoint import Trained
 from src.student.images import decode
+from src.student.protocol import Student
 from src.student.speed import Speed, measure
 from src.task import Item
 
@@ -35,14 +35,13 @@ class Judged:
     speed: Speed
 
 
-def judge(student: Trained, splits: Splits, *, max_pixels: int, seed: int, device: str) -> Judged:
-    student = replace(student, device=device)
+def judge(student: Student, splits: Splits, *, max_pixels: int, seed: int) -> Judged:
     parts = {name: _judge(student, items, max_pixels, seed, name)
              for name, items in (("gold", splits.choose), ("test", splits.test)) if items}
     return Judged(parts, measure(student))
 
 
-def _judge(student: Trained, items: Sequence[Item], max_pixels: int, seed: int, name: str) -> Judgement:
+def _judge(student: Student, items: Sequence[Item], max_pixels: int, seed: int, name: str) -> Judgement:
     known = [item for item in items if item.truth]
     images = decode(known, student.input_size, sharpen=student.sharpen, max_pixels=max_pixels,
                     what=f"decoding {name} images")

@@ -34,7 +34,7 @@ class StudentSpec:
     `name` is timm's; `weights` a file of pretrained weights, else `pretrained` takes them from the hub. `input_size`
     is in pixels; `warmup_share` is the part of training in which the learning rate rises; `drop_rate` is dropout
     before the classifier; `mixup` the Beta parameter of MixUp, 0 for none; `flip_average` answers with the mean of an
-    image's and its mirror image's probabilities, for half the speed.
+    image's and its mirror image's probabilities, for half the speed. `export` leaves it as ONNX as well.
     """
 
     name: str
@@ -49,6 +49,7 @@ class StudentSpec:
     mixup: float
     drop_rate: float
     flip_average: bool
+    export: bool
     augment: AugmentSpec
 
     def __post_init__(self) -> None:

@@ -4,9 +4,9 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
-from src.student.checkpoint import Trained
+from src.student.protocol import Student
 
 WARM_UP = 3
 
@@ -22,17 +22,17 @@ class Speed:
     device: str
 
 
-def measure(student: Trained, *, batch_size: int = 32, repeats: int = 15, singles: int = 50) -> Speed:
+def measure(student: Student, *, batch_size: int = 32, repeats: int = 15, singles: int = 50) -> Speed:
     """Random pixels: what they show does not change how long they take."""
     size = student.input_size
-    images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, 3, size, size), dtype=np.uint8)
     batches = _times(student, images, repeats)
     one = _times(student, images[:1], singles) * 1000
     return Speed(batch_size / float(np.median(batches)), batch_size, float(np.percentile(one, 50)),
                  float(np.percentile(one, 95)), student.device)
 
 
-def _times(student: Trained, images: torch.Tensor, repeats: int) -> np.ndarray:
+def _times(student: Student, images: NDArray[np.uint8], repeats: int) -> NDArray[np.float64]:
     """Seconds of each call; `predict` ends with a copy to the CPU, so a GPU's work is over by then."""
     for _ in range(WARM_UP):
         student.predict(images)
