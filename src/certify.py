@@ -72,6 +72,7 @@ def main(cfg: DictConfig) -> None:
     student = student_of(past, runtime=asked.runtime, dtype=asked.dtype, margin=asked.margin, device=device, out=out)
     max_pixels = past.job.data.max_pixels
     choose = scores(student, splits.choose, max_pixels, "choose")
+    check_enough(choose, len(student.classes))
     calibrated = calibrate(spec.method, choose.probabilities, choose.truth, spec.target_precision)
     if told := advice(spec.method, len(choose.items)):
         warn(told)
@@ -109,6 +110,17 @@ def check_same_items(past: Past) -> None:
         raise DataError(f"The items or their split are no longer those of run={past.stored.id!r}: this student may "
                         "have been trained on what would certify it. Bring the data back as it was, or train again on "
                         "what it is now and certify that run.")
+
+
+def check_enough(choose: Scored, classes: int) -> None:
+    """Raises DataError for gold that would rest a promise about all classes on nothing, however it is calibrated."""
+    more = "Check more items by hand (more rows in data.gold_csv, a larger data.gold_size)."
+    if len(choose.items) < classes:
+        raise DataError(f"{len(choose.items)} gold items (choose) for {classes} classes are too few to certify on. "
+                        f"{more}")
+    if len(set(choose.truth.tolist())) < 2:
+        raise DataError(f"All {len(choose.items)} gold items (choose) are of one class: a promise about the others "
+                        f"would rest on nothing. {more}")
 
 
 def check_target(spec: CalibrationSpec, n: int, delta: float) -> None:

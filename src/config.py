@@ -100,8 +100,9 @@ class Review(Job):
 class Evaluation:
     """`run` is the id of the run to judge again, and to put before its teacher in a cascade. That is replayed on
     `part` of its items, or on the images below `items`. `ask` says whether the teacher may be asked about them, for
-    `max_cost_usd` at the most. The student answers with `runtime` and `dtype`, where that costs at most `margin` of its
-    accuracy on gold."""
+    `max_cost_usd` at the most. `target_precision` is the one whose certificate and usual threshold are taken; None
+    takes the newest certificate's, or the run's own. The student answers with `runtime` and `dtype`, where that costs
+    at most `margin` of its accuracy on gold."""
 
     home: str
     run: str
@@ -109,6 +110,7 @@ class Evaluation:
     items: str | None
     ask: str
     max_cost_usd: float
+    target_precision: float | None
     runtime: str
     dtype: str | None
     margin: float
@@ -122,6 +124,8 @@ class Evaluation:
                 raise ConfigError(key, getattr(self, key), f"one of {', '.join(choices)}")
         if not self.max_cost_usd >= 0:
             raise ConfigError("max_cost_usd", self.max_cost_usd, "0 or more US dollars")
+        if self.target_precision is not None and not 0 < self.target_precision < 1:
+            raise ConfigError("target_precision", self.target_precision, "between 0 and 1, or null")
         _check_runtime(self.runtime, self.dtype, self.margin)
         if self.accelerator not in ACCELERATORS:
             raise ConfigError("accelerator", self.accelerator, f"one of {', '.join(ACCELERATORS)}")

@@ -5,6 +5,7 @@ Figures and pictures go to a run of their own, which names the one it judged; th
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -19,8 +20,10 @@ from src.cascade.replay import compare, cost_curve, coverage_at, coverage_curve,
 from src.config import CONF, Evaluation, output_folder, read
 from src.console import entry_point, say, table, warn
 from src.data.folder import scan
-from src.errors import DataError
+from src.errors import DataError, TeacherError
 from src.labeling.ask import Survey
+from src.labeling.migrate import MIGRATED
+from src.labeling.replay import RECORDED
 from src.record import record_judgements, result_rows, speed_figures
 from src.reopen import Past, reopen, student_of
 from src.store import Store
@@ -41,6 +44,7 @@ def main(cfg: DictConfig) -> None:
     stored, job = past.stored, past.job
     if not past.same_items:
         warn("The items or their split are no longer those of that run: some may have been trained on.")
+    items = items_of(past, asked)
     student = student_of(past, runtime=asked.runtime, dtype=asked.dtype, margin=asked.margin, device=device, out=out)
     tags = {"flywheel.stage": "evaluate", "flywheel.evaluates": stored.id, "task": job.task.name,
             "student": job.student.name, "runtime": student.runtime, "dtype": student.dtype,
@@ -53,7 +57,6 @@ def main(cfg: DictConfig) -> None:
         table(f"{stored.name}, judged again {past.note}".strip(), result_rows(judged, job.task.metric),
               ("what", "figure"))
         trust = trusted(past, student, judged, asked)
-        items = items_of(past, asked)
         if items:
             said = opinions(past, items, asked, run)
             record_cascade(run, past, student, judged, trust, items, said, asked)
@@ -65,32 +68,35 @@ def main(cfg: DictConfig) -> None:
 @dataclass(frozen=True)
 class Trust:
     """How the student's scores become probabilities, and from which on it answers. `policies` holds them by name, the
-    one that is reported first; `statement` says what is promised of that one."""
+    one that is reported first; `name` says what that one's threshold is, `statement` what is promised of it. A
+    `rehearsed` teacher is a stand-in."""
 
     calibrator: Calibrator
     policies: dict[str, Policy]
     target: float
+    name: str
     statement: str
+    rehearsed: bool
 
 
 def trusted(past: Past, student: Student, judged: Judged, asked: Evaluation) -> Trust:
-    """By the run's newest certificate that certifies something of the student in this dtype (runtimes are held to give
-    the same in fp32), and by the usual threshold on gold beside it."""
-    spec, given = past.job.calibration, asked.cascade.threshold
+    """By the run's newest certificate that certifies something of the student as it answers here, and by the usual
+    threshold on gold beside it."""
+    spec, given, wanted = past.job.calibration, asked.cascade.threshold, asked.target_precision
     found = certificates(asked.tracking.uri, past.stored.id, past.stored.folder)
-    certified = next((pair for pair in found if pair[0]["certified"] and pair[0].get("dtype", "fp32") == student.dtype),
-                     None)
+    certified = next((pair for pair in found if pair[0]["certified"] and is_about(pair[0], student)
+                      and wanted in (None, pair[0]["target_precision"])), None)
     gold = judged.parts["gold"]
     if certified:
         certificate, calibration = certified
         target, calibrator = certificate["target_precision"], from_dict(calibration["calibrator"])
         statement = certificate["statement"]
     else:
-        target = spec.target_precision
+        target = wanted or spec.target_precision
         calibrator = calibrate_if_gold_allows(spec.method, gold.probabilities, gold.truth, target).calibrator
-        statement = (f"Nothing is certified for this student in {student.dtype}, so the LLM gets everything: python -m "
-                     f"src.certify run={past.stored.id} runtime={student.runtime} dtype={student.dtype}, where its "
-                     "gold allows.")
+        statement = (f"Nothing is certified at {target:g} for this student in {student.dtype} on {student.runtime}, so "
+                     f"the LLM gets everything: python -m src.certify run={past.stored.id} runtime={student.runtime} "
+                     f"dtype={student.dtype} calibration.target_precision={target:g}, where its gold allows.")
     probabilities = calibrator(to_logits(gold.probabilities))
     usual = usual_threshold(probabilities.max(axis=1), probabilities.argmax(axis=1) == gold.truth, target)
     threshold = certified[0]["threshold"] if certified else None
@@ -101,7 +107,13 @@ def trusted(past: Past, student: Student, judged: Judged, asked: Evaluation) -> 
         statement = f"cascade.threshold={given:g} was given: nothing is promised of it."
     return Trust(calibrator, {name: chosen, f"cascade, usual threshold for {target:g}": replace(chosen,
                                                                                               threshold=usual)},
-                 target, statement)
+                 target, "certified" if given is None else "given", statement, is_rehearsed(past))
+
+
+def is_about(certificate: dict[str, Any], student: Student) -> bool:
+    """Whether it is about these answers. In fp32 runtimes give the same; other dtypes round as each of them likes."""
+    dtype = certificate["dtype"]
+    return bool(dtype == student.dtype and (dtype == "fp32" or certificate["runtime"] == student.runtime))
 
 
 def items_of(past: Past, asked: Evaluation) -> list[Item]:
@@ -113,8 +125,9 @@ def items_of(past: Past, asked: Evaluation) -> list[Item]:
     if not folder.is_dir():
         raise DataError(f"items={asked.items!r} is not a folder. Name one that holds images of this task.")
     found = scan(folder, job.task, max_pixels=job.data.max_pixels, near_bits=None)
-    known = {item.key for part in (splits.pool, splits.choose, splits.certify) for item in part}
-    fresh = [item for item in [*found.train, *found.test] if item.key not in known]
+    seen = [item for part in (splits.pool, splits.choose, splits.certify) for item in part]
+    keys, looks = {item.key for item in seen}, {item.twin for item in seen if item.twin}
+    fresh = [item for item in [*found.train, *found.test] if item.key not in keys and item.twin not in looks]
     if left_out := len(found.train) + len(found.test) - len(fresh):
         say(f"{left_out} of {left_out + len(fresh)} images in {folder} are items that the run learned from or that "
             "gold holds; they are left out.")
@@ -123,23 +136,34 @@ def items_of(past: Past, asked: Evaluation) -> list[Item]:
     return fresh
 
 
+def is_rehearsed(past: Past) -> bool:
+    return past.stored.tags.get("annotator", "").startswith("rehearsal:")
+
+
 def opinions(past: Past, items: list[Item], asked: Evaluation, run: Run) -> dict[str, list[Annotation]]:
     """By annotator, what is stored about these items and gold, after asking about what is missing if that is allowed.
     The run's own teacher stands first."""
     job = past.job
-    rehearsed = past.stored.tags.get("annotator", "").startswith("rehearsal:")
+    rehearsed = is_rehearsed(past)
     asks = asked.ask == "always" or (asked.ask == "auto" and rehearsed)
     if rehearsed and (unknown := sum(item.truth is None for item in items)):
         warn(f"{unknown} of {len(items)} items have no known truth, and a stand-in teacher cannot answer about them.")
-        asks = False
+        items = [item for item in items if item.truth]
     spec = replace(job.labeler, passes=1, preflight=False, dry_run=not asks, max_cost_usd=asked.max_cost_usd)
     store = Store(job.store)
     survey = Survey(task=job.task, teachers=job.teachers, arbiter=None, how=job.data.shown, spec=spec, store=store,
                     rehearsal=job.rehearsal if rehearsed else None, max_pixels=job.data.max_pixels, seed=job.seed,
                     job=run.id)
-    answers = survey.run(past.dataset.splits.choose, items, lambda _: None)
-    run.metrics(survey.figures())
-    store.close()
+    try:
+        answers = survey.run(past.dataset.splits.choose, items, lambda _: None)
+    except TeacherError as error:
+        raise TeacherError(f"{error} Here the cap is max_cost_usd; ask=never replays what is answered.") from error
+    finally:
+        run.metrics(survey.figures())
+        store.close()
+    if unpriced := sum(a.job.startswith(MIGRATED) or a.provider == RECORDED for a in answers.annotations):
+        warn(f"{unpriced} of {len(answers.annotations)} answers were carried over or recorded: what they would cost is "
+             "not known, and counts as 0.")
     return {name: [a for a in answers.annotations if a.annotator == name] for name in answers.panel.members}
 
 
@@ -149,6 +173,8 @@ def record_cascade(run: Run, past: Past, student: Student, judged: Judged, trust
     from src.reporting import cascades
 
     job, names = past.job, student.classes
+    if asked.items is None and asked.part == "gold":
+        warn("Calibration and the usual threshold were picked on these very items, and look better than they are.")
     truths = {item.key: item.truth for item in past.dataset.splits.choose if item.truth}
     images = decode(items, student.input_size, sharpen=student.sharpen, max_pixels=job.data.max_pixels,
                     what="decoding what is replayed")
@@ -158,12 +184,13 @@ def record_cascade(run: Run, past: Past, student: Student, judged: Judged, trust
     everything = cases(items, probabilities, names, replied[teacher])
     usable = answered(everything)
     if not usable:
-        warn(f"The teacher has said nothing about these {len(items)} items, so no cascade was replayed. ask=always "
-             f"asks it, for {asked.max_cost_usd:g} US dollars (max_cost_usd) at the most.")
+        way = "A stand-in needs their truth: class folders." if trust.rehearsed else \
+            f"ask=always asks it, for {asked.max_cost_usd:g} US dollars (max_cost_usd) at the most."
+        warn(f"The teacher has said nothing about these {len(items)} items, so no cascade was replayed. {way}")
         return
     if len(usable) < len(everything):
-        warn(f"The teacher has answered about {len(usable)} of {len(everything)} items; the rest is left out. "
-             "ask=always asks about them.")
+        warn(f"The teacher has answered about {len(usable)} of {len(everything)} items; the rest is left out."
+             + ("" if trust.rehearsed else " ask=always asks about them."))
     rivals = {f"{model.model} ({who[-8:]})": replied[who]
               for who, model in zip(replied, job.teachers, strict=True) if who != teacher}
     compared = compare(usable, trust.policies, rivals, student_ms=judged.speed.p50_ms)
@@ -185,11 +212,11 @@ def record_cascade(run: Run, past: Past, student: Student, judged: Judged, trust
     thresholds = [policy.threshold for policy in trust.policies.values()]
     marked = [coverage_at(usable, at) if at is not None else None for at in thresholds]
     run.figure(cascades.coverage_accuracy(coverage_curve(usable), target=trust.target, certified=marked[0],
-                                          usual=marked[-1], title=f"Accuracy by coverage ({where})", note=note),
-               "coverage_accuracy")
+                                          usual=marked[-1], name=trust.name, title=f"Accuracy by coverage ({where})",
+                                          note=note), "coverage_accuracy")
     table(f"Cascade on {len(usable)} items ({where}) {note}".strip(), cascades.comparison_rows(compared),
           cascades.COLUMNS)
-    say(trust.statement)
+    say(f"{trust.statement} {note}".strip())
 
 
 if __name__ == "__main__":

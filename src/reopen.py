@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from src.config import CONF, Job, read
 from src.data.dataset import Dataset, open_dataset
@@ -51,7 +52,11 @@ def reopen(uri: str, run: str, *, home: Path, out: Path) -> Past:
     # Runs of before a group of keys was added have none of it: what stands in conf/ holds for them.
     later = OmegaConf.create({"calibration": OmegaConf.load(Path(CONF, "calibration", "default.yaml")),
                               "student": {"export": False}})
-    config = OmegaConf.merge(OmegaConf.structured(Job), later, stored.config)
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(Job), later, stored.config)
+    except OmegaConfBaseException as error:
+        raise DataError(f"config.yaml of run={run!r} cannot be read by this version of Flywheel "
+                        f"({str(error).splitlines()[0]}): use the version that made it, or train again.") from error
     assert isinstance(config, DictConfig)
     job: Job = read(config, Job)
     dataset = open_dataset(job.task, job.data, home=home, download=job.rehearsal.mode != "always",
@@ -62,10 +67,11 @@ def reopen(uri: str, run: str, *, home: Path, out: Path) -> Past:
 def check_same_task(student: Trained, past: Past) -> None:
     """Raises DataError for a student of another task."""
     task, run = past.job.task, past.stored.id
-    if (student.task, student.classes) != (task.name, task.names):
-        raise DataError(f"mobilenet.pt of run={run!r} answers the task {student.task!r} with "
-                        f"{', '.join(student.classes)}, but the run's task is {task.name!r} with "
-                        f"{', '.join(task.names)}: train again, or name a run of this task.")
+    if (student.task, student.task_version, student.classes) != (task.name, task.version, task.names):
+        raise DataError(f"mobilenet.pt of run={run!r} answers version {student.task_version} of the task "
+                        f"{student.task!r} with {', '.join(student.classes)}, but the run's task is version "
+                        f"{task.version} of {task.name!r} with {', '.join(task.names)}: train again, or name a run "
+                        "of this task.")
 
 
 def student_of(past: Past, *, runtime: str, dtype: str | None, margin: float, device: str, out: Path) -> Student:

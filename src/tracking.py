@@ -199,10 +199,10 @@ class StoredRun:
 
 def find(uri: str, run_id: str, into: Path) -> StoredRun:
     """Fetch a training run's config and student into `into`. Raises TrackingError where there is no such run."""
-    mlflow.set_tracking_uri(uri)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    client = mlflow.MlflowClient()
     try:
+        mlflow.set_tracking_uri(uri)
+        client = mlflow.MlflowClient()
         run = client.get_run(run_id)
         experiment = client.get_experiment(run.info.experiment_id)
     except MlflowException as error:
@@ -214,7 +214,11 @@ def find(uri: str, run_id: str, into: Path) -> StoredRun:
                             f"{' and no '.join(lacking)}: it is not a finished training run. Name one of src.train's.")
     for name in ("config.yaml", "mobilenet.pt", *sorted(present & {"calibration.json", "model.onnx"})):
         client.download_artifacts(run_id, name, str(into))
-    config = yaml.safe_load((into / "config.yaml").read_text())
+    try:
+        config = yaml.safe_load((into / "config.yaml").read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TrackingError(f"config.yaml of run={run_id!r} cannot be read ({type(error).__name__}): train again, or "
+                            "name another run.") from error
     return StoredRun(run_id, run.info.run_name, experiment.name, config, dict(run.data.tags), into)
 
 
@@ -244,10 +248,10 @@ class StoredSweep:
 def find_sweep(uri: str, run_id: str, files: Sequence[str]) -> StoredSweep:
     """Fetch what the runs of a sweep hold of these text artifacts. Raises TrackingError where there is no such run, or
     it has no children."""
-    mlflow.set_tracking_uri(uri)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    client = mlflow.MlflowClient()
     try:
+        mlflow.set_tracking_uri(uri)
+        client = mlflow.MlflowClient()
         parent = client.get_run(run_id)
         experiments = {experiment.experiment_id: experiment.name for experiment in client.search_experiments()}
         # All experiments: a sweep over tasks has its children in several.

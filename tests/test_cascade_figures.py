@@ -1,5 +1,6 @@
 """A cascade's pictures are drawn and read back, and its rows compared with the figures that they tell."""
 
+import math
 import random
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from test_figures import LONG, NOTE, check_legible
 
 from src.cascade.policy import Opinion, Policy, Reply
-from src.cascade.replay import Case, compare, cost_curve, coverage_at, coverage_curve, escalation_table, replay
+from src.cascade.replay import Case, Kind, compare, cost_curve, coverage_at, coverage_curve, escalation_table, replay
 from src.reporting import cascades
 from src.task import Failure
 
@@ -152,13 +153,16 @@ def test_rows_and_table_tell_the_same() -> None:
     for row, one, numbers in zip(rows, compared, table.to_dict("records"), strict=True):
         assert row[0].startswith(one.name) and numbers["what"] == one.name and numbers["kind"] == one.kind
         assert row[1].startswith(f"{numbers['accuracy']:.1%} [{numbers['accuracy_low']:.1%}, ")
-        assert row[2:5] == (f"{numbers['escalation_rate']:.1%}", f"{numbers['human_rate']:.1%}", "0")
+        own = numbers["student_accuracy"]
+        assert row[2] == "–" if math.isnan(own) else row[2].startswith(f"{own:.1%} [")
+        assert row[3:5] == (f"{numbers['escalation_rate']:.1%}", f"{numbers['human_rate']:.1%}")
         assert row[5] == f"${numbers['llm_usd_per_million']:,.2f}"
-        assert row[6] == f"{numbers['latency_mean_ms']:,.1f} / {numbers['latency_p95_ms']:,.1f} ms"
+        spread = "" if one.kind == Kind.STUDENT else f" / {numbers['latency_p95_ms']:,.1f}"
+        assert row[6] == f"{numbers['latency_mean_ms']:,.1f}{spread} ms"
     assert rows[-1][0] == "tiny-vl alone (best single cheap model)" and table["best_cheap"].tolist()[-1]
 
 
 def test_rows_leave_open_what_nobody_knows() -> None:
     made = [replace(case, reply=None) for case in world(40)[0]]
     [row] = cascades.comparison_rows(compare(made, {CERTIFIED: POLICY}, {}, student_ms=8.0)[:1])
-    assert row[1] == row[3] == row[5] == row[6] == "–" and int(row[4]) > 0
+    assert row[1] == row[4] == row[5] == row[6] == "–" and row[2] != "–"

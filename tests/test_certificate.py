@@ -120,7 +120,7 @@ def test_what_cannot_be_certified_says_how_much_gold_would() -> None:
     found = certify(confidence, correct, [0.5], target=0.9, delta=0.05)
     assert found.certified is None and found.threshold is None and found.to_dict()["threshold"] is None
     assert found.gold_needed == needed_gold(0.9, 2.5 / 61, 0.6, 0.05)
-    assert f"{found.gold_needed} gold items would certify it" in statement(found)
+    assert f"{found.gold_needed} new gold items would certify it" in statement(found)
     # More errors than the target bears, or nothing accepted: no gold helps.
     correct[:10] = False
     hopeless = certify(confidence, correct, [0.5], target=0.9, delta=0.05)

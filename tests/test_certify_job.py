@@ -158,7 +158,7 @@ def test_asking_again_costs_nothing_and_asking_more_costs_less_each_time(
     assert call(certify.main, *asked, f"{TARGET}0.97") == 0
     told = capsys.readouterr().out
     assert "Not certified: a precision of 97.0% with confidence 98.75%" in told
-    assert "gold items would certify it" in told or "no amount of gold would" in told
+    assert "new gold items would certify it" in told or "no amount of gold would" in told
     assert made.books() == [0.025, 0.0125]
     refused = runs(made.home)[0].data.metrics
     assert refused["cascade/certified"] == 0 and "cascade/threshold" not in refused
@@ -185,7 +185,7 @@ def another(made: Trainings, tmp_path: Path, change: Callable[[Trained], Trained
 
 @pytest.mark.parametrize(("what", "message"), [
     ("gold", "The items or their split are no longer those of run="),
-    ("task", "answers the task 'fruit' with"),
+    ("task", "answers version 1 of the task 'fruit' with"),
     ("file", "mobilenet.pt is not a student's checkpoint"),
     ("weights", "item 0 hold nan or infinity"),
 ])

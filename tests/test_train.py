@@ -207,7 +207,7 @@ def test_evaluate_replays_the_cascade_and_asks_nothing_twice(first: Run, home: P
     assert alone["student alone"] == pytest.approx(first.data.metrics["test/accuracy"])
     assert call(evaluate.main, *command, "ask=never") == 0
     assert runs(home)[0].data.metrics["label/requests"] == 0
-    assert "Nothing is certified for this student in fp32" in capsys.readouterr().out
+    assert "Nothing is certified at 0.95 for this student in fp32 on torch" in capsys.readouterr().out
     assert runs(home)[0].data.metrics["cascade/coverage"] == 0
 
 

@@ -21,7 +21,7 @@ def known(runs: Sequence[str], *, uri: str, home: Path, out: Path) -> dict[int, 
     found: dict[int, Known] = {}
     for run in runs:
         folder = out / run
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         past = reopen(uri, run, home=home, out=folder)
         trained = load(past.checkpoint)
         check_same_task(trained, past)

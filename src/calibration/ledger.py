@@ -68,7 +68,7 @@ def read_ledger(path: Path) -> list[Spent]:
     if not path.exists():
         return []
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             values = json.loads(line)
             found.append(Spent(**{**values, "items": tuple(values["items"]), "delta": float(values["delta"])}))

@@ -16,7 +16,8 @@ from src.task import Annotation, Item, Label, TaskSpec
 
 
 def replies(annotations: Iterable[Annotation], truths: Mapping[str, str], task: TaskSpec) -> dict[str, Reply]:
-    """By item, what one annotator replied in its first pass: its last attempt, with the cost and the time of all.
+    """By item, what one annotator replied in its first pass: its last attempt, with the cost and the time of all that
+    are stored; the waiting between them is not.
 
     `truths` (item → class, of gold's *choose* part) calibrate how probably an answer is right; where gold has fewer
     answers than that takes, the probability is unknown.

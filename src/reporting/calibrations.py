@@ -40,7 +40,7 @@ def style(axes: Axes, x: str, y: str) -> None:
     """Two axes in percent, and nothing around them that is not needed."""
     axes.set_xlabel(x, color=GREY)
     axes.set_ylabel(y, color=GREY)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(PALE)

@@ -18,8 +18,8 @@ from src.cascade.replay import Compared, CostPoint, CoveragePoint, Kind
 from src.metrics import Interval
 from src.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, plain_text, plot_area, share_axis, sheet
 
-COLUMNS = ("what answers", "accuracy of automatic answers", "escalated", "to people", "undecided", "$ per million",
-           "latency, mean / p95")
+COLUMNS = ("what answers", "accuracy of automatic answers", "of the student's", "escalated", "to people",
+           "$ per million", "latency, mean / p95")
 PURPLE, SKY = "#CC79A7", "#56B4E9"
 FILLS = {Route.TEACHER: BLUE, HumanReason.TEACHER_UNSURE: ORANGE, HumanReason.TEACHER_FAILED: RED,
          HumanReason.OVER_BUDGET: PURPLE, HumanReason.DISAGREEMENT: GREEN, UNKNOWN: "#B0B0B0"}
@@ -36,10 +36,11 @@ def comparison_rows(compared: Sequence[Compared]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for one in compared:
         found = one.worth
-        latency = (f"{found.latency_mean_ms:,.1f} / {found.latency_p95_ms:,.1f} ms"
-                   if found.latency_mean_ms is not None else "–")
-        rows.append((_name(one), _told(found.accuracy), f"{found.escalation_rate.value:.1%}",
-                     f"{found.human_rate.value:.1%}" if found.human_rate else "–", str(found.undecided),
+        # The student's own time is its median, for every item: it has no spread here.
+        latency = "–" if found.latency_mean_ms is None else f"{found.latency_mean_ms:,.1f} ms" \
+            if one.kind == Kind.STUDENT else f"{found.latency_mean_ms:,.1f} / {found.latency_p95_ms:,.1f} ms"
+        rows.append((_name(one), _told(found.accuracy), _told(found.student_accuracy),
+                     f"{found.escalation_rate.value:.1%}", f"{found.human_rate.value:.1%}" if found.human_rate else "–",
                      _dollars(found.llm_usd_per_million), latency))
     return rows
 
@@ -91,11 +92,11 @@ def cost_accuracy(points: Sequence[CostPoint], compared: Sequence[Compared], *, 
 
 
 def coverage_accuracy(points: Sequence[CoveragePoint], *, target: float, certified: CoveragePoint | None,
-                      usual: CoveragePoint | None, title: str, note: str = "") -> Figure:
+                      usual: CoveragePoint | None, title: str, note: str = "", name: str = "certified") -> Figure:
     """How right the student is on what it is surest of, against the share of items that this is.
 
-    Marked are the target and where the certified and the usual threshold lie on these items, which neither was picked
-    on. The band is exact and holds at each point by itself.
+    Marked are the target and where the certified threshold (or another one, called `name`) and the usual one lie on
+    these items. The band is exact and holds at each point by itself.
     """
     figure = sheet(8.5, 4.8, title, note)
     axes = plot_area(figure)
@@ -103,15 +104,15 @@ def coverage_accuracy(points: Sequence[CoveragePoint], *, target: float, certifi
     _line(axes, known, BLUE, "-", "student's accuracy, and 95% of each point alone", band=True)
     axes.axhline(target, color=GREY, lw=1, ls=(0, (4, 3)), label=f"target {target:.1%}")
     lows = [target, *(found.value for share, found in known if found.n >= 20)]
-    for name, point, sign, colour in (("certified", certified, "o", RED), ("usual", usual, "D", ORANGE)):
+    for called, point, sign, colour in ((name, certified, "o", RED), ("usual", usual, "D", ORANGE)):
         if point is None or point.accuracy is None:
             what = "threshold: none" if point is None else f"threshold {point.threshold:.4f}: on no item with truth"
-            axes.plot([], [], sign, color=colour, label=f"{name} {what}")
+            axes.plot([], [], sign, color=colour, label=f"{called} {what}")
             continue
         found = point.accuracy
         axes.errorbar(point.share, found.value, [[found.value - found.low], [found.high - found.value]], fmt=sign, ms=8,
                       color=colour, mec="white", mew=0.8, elinewidth=1, zorder=4, clip_on=False,
-                      label=f"{name} threshold {point.threshold:.4f}: {found.value:.1%} right of {point.share:.1%}")
+                      label=f"{called} threshold {point.threshold:.4f}: {found.value:.1%} right of {point.share:.1%}")
         lows.append(found.low)
     share_axis(axes)
     _accuracy_axis(axes, lows)

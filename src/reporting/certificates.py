@@ -33,8 +33,8 @@ def statement(certificate: Certificate) -> str:
             f"which shows {first.lower_bound:.1%} or more. ")
     if certificate.gold_needed:
         return told + (f"At this error rate ({error_rate:.1%}, with half an error more for luck) and coverage "
-                       f"({coverage:.0%}), {certificate.gold_needed} gold items would certify it with a chance of "
-                       f"{CHANCE:.0%}.")
+                       f"({coverage:.0%}), {certificate.gold_needed} new gold items would certify it with a chance of "
+                       f"{CHANCE:.0%}; more if these are among them, since they have been looked at.")
     return told + (f"At this error rate ({error_rate:.1%}) no amount of gold would: a better student is needed (more "
                    "or better labels), or a lower calibration.target_precision.")
 

@@ -218,7 +218,7 @@ def plot_area(figure: Figure) -> Axes:
 
 def share_axis(axes: Axes) -> None:
     axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(axis="x", color=PALE, lw=0.6)
 
 

@@ -109,4 +109,5 @@ def load(path: Path, device: str = "cpu") -> Trained:
     except DataError:
         raise
     except Exception as error:  # not a zip, not a dict, other keys, other shapes
-        raise DataError(f"{path} is not a student's checkpoint: {str(error).splitlines()[0][:200]}") from error
+        raise DataError(f"{path} is not a student's checkpoint ({type(error).__name__}): train again, or name another "
+                        "run.") from error

@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.data.splits import Splits
+from src.errors import DataError
 from src.metrics import Scores, score
 from src.student.images import decode
 from src.student.protocol import Student
 from src.student.speed import Speed, measure
 from src.task import Item
+
+SUM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -46,5 +49,8 @@ def _judge(student: Student, items: Sequence[Item], max_pixels: int, seed: int, 
     images = decode(known, student.input_size, sharpen=student.sharpen, max_pixels=max_pixels,
                     what=f"decoding {name} images")
     probabilities = student.predict(images)
+    if not np.isfinite(probabilities).all() or (np.abs(probabilities.sum(axis=1) - 1) > SUM_TOLERANCE).any():
+        raise DataError(f"The student's scores on {name} hold nan, or do not sum to one: its training has come apart, "
+                        "or an export has. Train with a smaller student.learning_rate, or export again.")
     truth = np.array([student.classes.index(item.truth or "") for item in known])
     return Judgement(known, probabilities, truth, score(probabilities, truth, student.classes, seed=seed))
