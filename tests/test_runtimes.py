@@ -348,3 +348,23 @@ class TestChoice:
 
 def test_every_core_that_may_be_used_is_counted() -> None:
     assert 1 <= cores() <= (os.cpu_count() or 1)
+
+
+def test_ctrl_c_does_no_harm_once_a_student_was_let_go() -> None:
+    """In a process of its own: where it fails, Python itself crashes."""
+    script = f"""
+import gc, os, signal, sys, threading
+import numpy as np
+from src.student.runtimes import load
+from pathlib import Path
+student = load(Path({str(small_student.files().float32)!r}), "openvino")
+student.predict(np.zeros((1, 3, student.input_size, student.input_size), np.uint8))
+del student
+elsewhere = threading.Thread(target=gc.collect)
+elsewhere.start()
+elsewhere.join()
+signal.signal(signal.SIGINT, lambda *_: print("heard"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

@@ -141,7 +141,14 @@ def supported(device: str) -> dict[str, tuple[str, ...]]:
 
 @cache
 def _capabilities() -> tuple[str, ...]:
-    return tuple(telemetry.openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return tuple(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+@cache
+def _core() -> Any:
+    """One for the whole process, and never let go: OpenVINO 2026.4 gives the thread that makes its first a stack for
+    signals, and frees it with the last one, wherever that is collected. The next signal, Ctrl-C say, crashed Python."""
+    return telemetry.openvino().Core()
 
 
 def _cuda_has_bf16() -> bool:
@@ -176,7 +183,7 @@ def _onnxruntime(path: Path, description: Description, _: str, threads: int) -> 
 
 def _openvino(path: Path, description: Description, dtype: str, threads: int) -> Answer:
     library = telemetry.openvino()
-    properties, core = library.properties, library.Core()
+    properties, core = library.properties, _core()
     precision = library.Type.bf16 if dtype == "bf16" else library.Type.f32
     side, classes = description.input_size, len(description.classes)
     lock = threading.Lock()
