@@ -112,7 +112,7 @@ def trusted(past: Past, student: Student, judged: Judged, asked: Evaluation) -> 
 
 def is_about(certificate: dict[str, Any], student: Student) -> bool:
     """Whether it is about these answers. In fp32 runtimes give the same; other dtypes round as each of them likes."""
-    dtype = certificate["dtype"]
+    dtype = certificate.get("dtype", "fp32")  # the first certificates were all of torch in fp32, and do not say so
     return bool(dtype == student.dtype and (dtype == "fp32" or certificate["runtime"] == student.runtime))
 
 
