@@ -30,7 +30,7 @@ demo: $(INSTALLED) ## the main job in rehearsal: stand-in teacher, drawn images,
 	$(BIN)/python -m src.train +experiment=demo
 
 test: $(INSTALLED) ## the everyday tests: no network, key, GPU or other data needed
-	$(BIN)/python -m pytest -q -m "not slow and not shared"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow and not shared"
 
 test-all: $(INSTALLED) lint ## every test, the slow ones and those on real data included, lint and types
 	$(BIN)/python -m pytest -q
