@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 LABEL_STUDIO := .venv/label-studio
 .DEFAULT_GOAL := help
 
-.PHONY: help install label-studio demo test test-all lint ui clean
+.PHONY: help install label-studio demo serve test test-all lint ui clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ label-studio: $(LABEL_STUDIO)/.installed ## install Label Studio's SDK apart (50
 
 demo: $(INSTALLED) ## the main job in rehearsal: stand-in teacher, drawn images, no key, no cost
 	$(BIN)/python -m src.train +experiment=demo
+
+serve: $(INSTALLED) ## the cascade over HTTP, on the newest run's student (or the demo's), with sample traffic
+	@test -e mlruns/mlflow.db || $(MAKE) demo
+	$(BIN)/python -m src.serve run=latest sample_traffic=2 cascade.threshold=0.9 cascade.teacher_confidence=0.95 $(KEYS)
 
 test: $(INSTALLED) ## the everyday tests: no network, key, GPU or other data needed
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow and not shared"

@@ -5,6 +5,7 @@ Config stops here: entry points take the typed parts apart and hand them on.
 
 import re
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from src.labeling.ask import RehearsalSpec
 from src.labeling.spec import LabelerSpec
 from src.labeling.teacher import Teacher
 from src.quality.spec import QualitySpec
+from src.serving.spec import ServingSpec
 from src.student.protocol import DTYPES, RUNTIMES
 from src.student.spec import ACCELERATORS, StudentSpec, TrainerSpec
 from src.task import TaskSpec
 
 PASSWORD = re.compile(r"(://[^/\s:@]*:)\S+@|((?i:[?&]password=))[^&\s'\"]+")
 TEACHER_KEY = re.compile(rf"(?<![\w/.@-])teacher\.(?=({'|'.join(key.name for key in fields(Teacher))})\b)")
+EXPORTS = (".csv", ".jsonl", ".parquet")
 # Absolute, so that entry points also work when they are imported and called.
 CONF = str(Path(__file__).parents[1] / "conf")
 
@@ -180,6 +183,37 @@ class Comparison:
 
 
 @dataclass
+class Serve:
+    """`run` is the training run whose student is served: an id, a registered model, or "latest". `store` takes the
+    place of the run's own. The student answers with `runtime` and `dtype`, as in an evaluation, and is trusted as far
+    as its certificate for `target_precision` says. The server sends itself `sample_traffic` images a second."""
+
+    home: str
+    run: str
+    store: str | None
+    target_precision: float | None
+    runtime: str
+    dtype: str | None
+    margin: float
+    accelerator: str
+    sample_traffic: float
+    serving: ServingSpec
+    cascade: CascadeSpec
+    tracking: TrackingSpec
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise ConfigError("run", self.run, "the id of a training run, a registered model, or latest")
+        if self.target_precision is not None and not 0 < self.target_precision < 1:
+            raise ConfigError("target_precision", self.target_precision, "between 0 and 1, or null")
+        if self.accelerator not in ACCELERATORS:
+            raise ConfigError("accelerator", self.accelerator, f"one of {', '.join(ACCELERATORS)}")
+        if not 0 <= self.sample_traffic <= 1000:
+            raise ConfigError("sample_traffic", self.sample_traffic, "0 to 1000 images a second")
+        _check_runtime(self.runtime, self.dtype, self.margin)
+
+
+@dataclass
 class Benchmark:
     """`suite` names what is measured; each timing takes `steps` steps and is repeated `repeats` times.
 
@@ -236,8 +270,38 @@ class Benchmark:
             raise ConfigError("shares", self.shares, "one or more shares in [0, 1]")
 
 
+@dataclass
+class Decisions:
+    """Which steps of the decision log in `store` are wanted: of one `task` or of all, from `since` on and before
+    `until`. They are written to `file`, which may be there already only with `overwrite`."""
+
+    home: str
+    store: str
+    task: TaskSpec | None
+    since: str | None
+    until: str | None
+    file: str | None
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        since, until = moment("since", self.since), moment("until", self.until)
+        if since and until and since >= until:
+            raise ConfigError("until", self.until, f"later than since={self.since}")
+        if self.file is not None and Path(self.file).suffix not in EXPORTS:
+            raise ConfigError("file", self.file, f"a name that ends in {', '.join(EXPORTS)}, or null")
+
+
+def moment(key: str, value: str | None) -> datetime | None:
+    """The time that `value` names, in UTC where it does not say. Raises ConfigError."""
+    try:
+        at = datetime.fromisoformat(value) if value is not None else None
+        return at.replace(tzinfo=UTC) if at and at.tzinfo is None else at
+    except ValueError:
+        raise ConfigError(key, value, "a day or time such as 2026-11-23 or 2026-11-23T09:30+01:00, or null") from None
+
+
 for name, schema in (("job", Job), ("review", Review), ("evaluation", Evaluation), ("certification", Certification),
-                     ("comparison", Comparison), ("benchmark", Benchmark)):
+                     ("comparison", Comparison), ("serve", Serve), ("decisions", Decisions), ("benchmark", Benchmark)):
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
 

@@ -5,6 +5,7 @@ FlywheelError
 ├── DataError          items that cannot be read, split or rehearsed
 │   └── DataUnavailable    a data set that is neither here nor downloadable
 ├── StoreError         the annotation store is locked, full, corrupt or of another version
+│   └── RowsRefused        rows that stand there already, or that no database takes; others can be written
 ├── TeacherError       the whole labelling run must stop: wrong key, model or address, no credit
 ├── QualityError       the labels are not worth training on
 ├── ReviewError        a review file that cannot be imported as it stands
@@ -41,7 +42,11 @@ class DataUnavailable(DataError):
 
 
 class StoreError(FlywheelError):
-    """The annotation store cannot be opened, read or written."""
+    """The annotation store, or what lies beside it, cannot be opened, read or written."""
+
+
+class RowsRefused(StoreError):
+    """Rows that cannot be written though others can: they stand there already, or hold what no database takes."""
 
 
 class TeacherError(FlywheelError):

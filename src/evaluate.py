@@ -3,18 +3,13 @@
 Figures and pictures go to a run of their own, which names the one it judged; that one stays as it was.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import hydra
 from omegaconf import DictConfig
 
-from src.calibration.calibrate import calibrate_if_gold_allows
-from src.calibration.calibrators import Calibrator, from_dict, to_logits
-from src.calibration.certificate import usual_threshold
 from src.cascade.cases import cases, replies
-from src.cascade.policy import Policy
 from src.cascade.replay import asked as answered
 from src.cascade.replay import compare, cost_curve, coverage_at, coverage_curve, escalation_table, replay, worth
 from src.config import CONF, Evaluation, output_folder, read
@@ -32,7 +27,8 @@ from src.student.images import decode
 from src.student.judge import Judged, judge
 from src.student.protocol import Student
 from src.task import Annotation, Item
-from src.tracking import Run, certificates, open_run
+from src.tracking import Run, open_run
+from src.trust import Trust, is_rehearsed, trusted
 
 
 @hydra.main(config_path=CONF, config_name="evaluate", version_base="1.3")
@@ -56,64 +52,15 @@ def main(cfg: DictConfig) -> None:
         record_judgements(run, judged, student.classes, job.data.max_pixels, past.note)
         table(f"{stored.name}, judged again {past.note}".strip(), result_rows(judged, job.task.metric),
               ("what", "figure"))
-        trust = trusted(past, student, judged, asked)
+        gold = judged.parts["gold"]
+        trust = trusted(past, student, gold.probabilities, gold.truth, cascade=asked.cascade,
+                        target_precision=asked.target_precision, uri=asked.tracking.uri)
         if items:
             said = opinions(past, items, asked, run)
             record_cascade(run, past, student, judged, trust, items, said, asked)
         else:
             warn(f"No items in the {asked.part} part, so no cascade was replayed: part=gold, or items=FOLDER.")
     say(f"Pictures and tables: MLflow run {run.id}")
-
-
-@dataclass(frozen=True)
-class Trust:
-    """How the student's scores become probabilities, and from which on it answers. `policies` holds them by name, the
-    one that is reported first; `name` says what that one's threshold is, `statement` what is promised of it. A
-    `rehearsed` teacher is a stand-in."""
-
-    calibrator: Calibrator
-    policies: dict[str, Policy]
-    target: float
-    name: str
-    statement: str
-    rehearsed: bool
-
-
-def trusted(past: Past, student: Student, judged: Judged, asked: Evaluation) -> Trust:
-    """By the run's newest certificate that certifies something of the student as it answers here, and by the usual
-    threshold on gold beside it."""
-    spec, given, wanted = past.job.calibration, asked.cascade.threshold, asked.target_precision
-    found = certificates(asked.tracking.uri, past.stored.id, past.stored.folder)
-    certified = next((pair for pair in found if pair[0]["certified"] and is_about(pair[0], student)
-                      and wanted in (None, pair[0]["target_precision"])), None)
-    gold = judged.parts["gold"]
-    if certified:
-        certificate, calibration = certified
-        target, calibrator = certificate["target_precision"], from_dict(calibration["calibrator"])
-        statement = certificate["statement"]
-    else:
-        target = wanted or spec.target_precision
-        calibrator = calibrate_if_gold_allows(spec.method, gold.probabilities, gold.truth, target).calibrator
-        statement = (f"Nothing is certified at {target:g} for this student in {student.dtype} on {student.runtime}, so "
-                     f"the LLM gets everything: python -m src.certify run={past.stored.id} runtime={student.runtime} "
-                     f"dtype={student.dtype} calibration.target_precision={target:g}, where its gold allows.")
-    probabilities = calibrator(to_logits(gold.probabilities))
-    usual = usual_threshold(probabilities.max(axis=1), probabilities.argmax(axis=1) == gold.truth, target)
-    threshold = certified[0]["threshold"] if certified else None
-    chosen = asked.cascade.policy(threshold)
-    name = "cascade, threshold as given" if given is not None else f"cascade, certified at {target:g}" if certified \
-        else "cascade, nothing certified"
-    if given is not None:
-        statement = f"cascade.threshold={given:g} was given: nothing is promised of it."
-    return Trust(calibrator, {name: chosen, f"cascade, usual threshold for {target:g}": replace(chosen,
-                                                                                              threshold=usual)},
-                 target, "certified" if given is None else "given", statement, is_rehearsed(past))
-
-
-def is_about(certificate: dict[str, Any], student: Student) -> bool:
-    """Whether it is about these answers. In fp32 runtimes give the same; other dtypes round as each of them likes."""
-    dtype = certificate.get("dtype", "fp32")  # the first certificates were all of torch in fp32, and do not say so
-    return bool(dtype == student.dtype and (dtype == "fp32" or certificate["runtime"] == student.runtime))
 
 
 def items_of(past: Past, asked: Evaluation) -> list[Item]:
@@ -134,10 +81,6 @@ def items_of(past: Past, asked: Evaluation) -> list[Item]:
     if not fresh:
         raise DataError(f"items={asked.items!r} holds no image that the run has not seen.")
     return fresh
-
-
-def is_rehearsed(past: Past) -> bool:
-    return past.stored.tags.get("annotator", "").startswith("rehearsal:")
 
 
 def opinions(past: Past, items: list[Item], asked: Evaluation, run: Run) -> dict[str, list[Annotation]]:
@@ -178,7 +121,7 @@ def record_cascade(run: Run, past: Past, student: Student, judged: Judged, trust
     truths = {item.key: item.truth for item in past.dataset.splits.choose if item.truth}
     images = decode(items, student.input_size, sharpen=student.sharpen, max_pixels=job.data.max_pixels,
                     what="decoding what is replayed")
-    probabilities = trust.calibrator(to_logits(student.predict(images)))
+    probabilities = trust.probabilities(student.predict(images))
     replied = {who: replies(annotations, truths, job.task) for who, annotations in said.items()}
     teacher = next(iter(replied))
     everything = cases(items, probabilities, names, replied[teacher])
@@ -194,7 +137,7 @@ def record_cascade(run: Run, past: Past, student: Student, judged: Judged, trust
     rivals = {f"{model.model} ({who[-8:]})": replied[who]
               for who, model in zip(replied, job.teachers, strict=True) if who != teacher}
     compared = compare(usable, trust.policies, rivals, student_ms=judged.speed.p50_ms)
-    policy = next(iter(trust.policies.values()))
+    policy = trust.policy
     outcomes = replay(usable, policy)
     found = worth(usable, outcomes, student_ms=judged.speed.p50_ms)
     threshold = {} if policy.threshold is None else {"cascade/threshold": policy.threshold}

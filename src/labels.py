@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from src.console import say, table, warn
-from src.data.dataset import Dataset, open_dataset
+from src.data.dataset import Dataset, askable, open_dataset
 from src.data.spec import DataSpec
 from src.errors import ConfigError, QualityError
 from src.labeling.ask import Answers, RehearsalSpec, Survey, rehearses
@@ -154,10 +154,11 @@ def make_labels(*, task: TaskSpec, data: DataSpec, teachers: Sequence[Teacher], 
     _check_student(quality, out_of_fold)
     dataset = open_dataset(task, data, home=home, download=rehearsal.mode != "always",
                            stand_in=rehearsal.mode != "never")
-    splits = dataset.splits
     # A dry run tells what the real teacher would be asked, and needs neither its key nor anybody's truth.
     dry = labeler.dry_run and rehearsal.mode != "always"
     rehearsed = not dry and rehearses(rehearsal.mode, everybody, drawn=dataset.drawn)
+    dataset = askable(dataset, task, home=home, rehearsed=rehearsed)
+    splits = dataset.splits
     asks = not labeler.dry_run and out is not None
     if tag:
         tag({"rehearsal": _stand_ins(rehearsed, dataset, everybody) or "no"})

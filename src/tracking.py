@@ -222,6 +222,46 @@ def find(uri: str, run_id: str, into: Path) -> StoredRun:
     return StoredRun(run_id, run.info.run_name, experiment.name, config, dict(run.data.tags), into)
 
 
+def run_of(uri: str, name: str) -> tuple[str, str]:
+    """The training run that a name means, and what the model is called: a run's id, `latest`, or a registered model as
+    `name` (its newest version), `name/version` or `name@alias`, with or without `models:/` before it. Raises
+    TrackingError."""
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient()
+    try:
+        if name == "latest":
+            everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+            found = client.search_runs(everywhere, "tags.`flywheel.stage` = 'train' and attributes.status = 'FINISHED'",
+                                       order_by=["attributes.start_time DESC"], max_results=1) if everywhere else []
+            if not found:
+                raise TrackingError(f"run=latest: {_shown(uri)} holds no finished training run yet. Make one: "
+                                    "python -m src.train +experiment=demo")
+            return found[0].info.run_id, f"run:{found[0].info.run_id}"
+        if re.fullmatch("[0-9a-f]{32}", name):
+            return name, f"run:{name}"
+        parts = re.fullmatch(r"([^@/']+)(?:([@/])(.+))?", name.removeprefix("models:/"))
+        if not parts:
+            raise MlflowException("not a name")
+        registered, sign, which = parts.groups()
+        if sign == "@":
+            version = client.get_model_version_by_alias(registered, which)
+        elif sign == "/" and which != "latest":
+            version = client.get_model_version(registered, which)
+        else:
+            versions = client.search_model_versions(f"name = '{registered}'")
+            if not versions:
+                raise MlflowException("no version")
+            version = max(versions, key=lambda found: int(found.version))
+        if not version.run_id:
+            raise TrackingError(f"run={name!r}: version {version.version} of it was not registered from a run. "
+                                "Register the model of a training run.")
+        return version.run_id, f"models:/{registered}/{version.version}"
+    except MlflowException as error:
+        raise TrackingError(f"run={name!r} is neither a run's id nor a registered model at {_shown(uri)}: see the "
+                            "MLflow UI, or give run=latest.") from error
+
+
 @dataclass(frozen=True)
 class Child:
     """One run of a sweep; `files` holds the text of those that were asked for and are there."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import composed
 
-from src.cascade.cases import cases, replies
+from src.cascade.cases import cases, confidence, replies, replies_by
 from src.config import Job, read
 from src.task import Annotation, Failure, Item, TaskSpec
 
@@ -72,3 +72,23 @@ def test_a_case_joins_item_student_and_reply(task: TaskSpec) -> None:
     assert (found[0].student.answer, found[0].student.probability) == ("pear", 0.6)
     assert found[0].truth == "pear" and found[0].reply is not None and found[0].reply.answer == "orange"
     assert found[1].truth is None and found[1].reply is None
+
+
+@pytest.mark.parametrize("wrong", [2, 8])
+def test_a_confidence_that_was_fitted_once_judges_one_answer_as_a_replay_does_all(task: TaskSpec, wrong: int) -> None:
+    gold = on_gold(wrong)
+    others = [said(f"x{n}", "pear", confidence=sure) for n, sure in enumerate([0.9, 0.99, 0.5, None])]
+    everything = [*gold, *others, said("failed", None, failure=Failure.EMPTY)]
+    expected, fitted = replies(everything, TRUTHS, task), confidence(gold, TRUTHS, task)
+    for annotation in everything:
+        (found,) = replies_by([annotation], fitted, task).values()
+        assert found.answer == expected[annotation.item].answer
+        assert found.probability == pytest.approx(expected[annotation.item].probability, abs=1e-12)
+
+
+def test_an_answer_about_gold_that_changed_since_is_judged_like_any_other(task: TaskSpec) -> None:
+    """What was fitted without an item is about the answer that was known then."""
+    fitted = confidence(on_gold(2), TRUTHS, task)
+    before, after = (replies_by([said("gold5", label)], fitted, task)["gold5"] for label in ("apple", "pear"))
+    fresh = replies_by([said("fresh", "pear")], fitted, task)["fresh"]
+    assert after.probability == fresh.probability != before.probability

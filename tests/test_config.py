@@ -10,7 +10,7 @@ from conftest import composed
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from src.config import Benchmark, Evaluation, Job, Review, read, recorded, without_passwords
+from src.config import Benchmark, Decisions, Evaluation, Job, Review, Serve, read, recorded, without_passwords
 from src.errors import ConfigError
 from src.labeling.prompt import render
 
@@ -29,10 +29,11 @@ NEEDS = {("teacher", "openai_compatible"): ["teacher.model=any"],
 
 def test_no_file_is_left_out() -> None:
     seen = len(CHOICES) + len(EXPERIMENTS) + len(ABLATIONS)
-    inner = sum(len([*(CONF / group).glob("*.yaml")]) for group in ("data/source", "rehearsal/errors", "cascade"))
+    groups = ("data/source", "rehearsal/errors", "cascade", "serving")
+    inner = sum(len([*(CONF / group).glob("*.yaml")]) for group in groups)
     top = {path.name for path in CONF.glob("*.yaml")}
     assert top == {"job.yaml", "evaluate.yaml", "certify.yaml", "compare.yaml", "review.yaml", "benchmark.yaml",
-                   "hydra_outputs.yaml"}
+                   "decisions.yaml", "serve.yaml", "hydra_outputs.yaml"}
     assert seen + inner + len(top) == len(list(CONF.rglob("*.yaml")))
 
 
@@ -187,7 +188,8 @@ def test_passwords_are_struck_out(address: str, told: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind", "needs"), [("evaluate", Evaluation, ["run=abc"]),
-                                                     ("benchmark", Benchmark, [])])
+                                                     ("serve", Serve, ["run=abc"]),
+                                                     ("decisions", Decisions, []), ("benchmark", Benchmark, [])])
 def test_the_other_entry_points_compose(name: str, kind: type, needs: list[str]) -> None:
     assert isinstance(read(composed(name, *needs), kind), kind)
     if needs:
@@ -215,6 +217,27 @@ def test_a_review_takes_a_jobs_keys(experiment: str, make_job: Callable[..., Job
 def test_a_reviews_own_keys_are_checked(values: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         read(changed(composed("review"), *values), Review)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    (["run=''"], "run='' is not allowed"),
+    (["target_precision=1"], "target_precision=1.0 is not allowed: between 0 and 1, or null"),
+    (["sample_traffic=-1"], "sample_traffic=-1.0 is not allowed: 0 to 1000 images a second"),
+    (["sample_traffic=.nan"], "sample_traffic=nan is not allowed"),
+    (["runtime=tensorrt"], "runtime='tensorrt' is not allowed"),
+    (["serving.port=70000"], "serving.port=70000 is not allowed: 0 (any that is free) to 65535"),
+    (["serving.batch_images=0"], "serving.batch_images=0 is not allowed: 1 or more"),
+    (["serving.most_items=9", "serving.most_pending=8"], "serving.most_items=9 is not allowed: at most serving.most_p"),
+    (["serving.wait_s=0"], "serving.wait_s=0.0 is not allowed: more than 0"),
+    (["serving.keep_days=.nan"], "serving.keep_days=nan is not allowed: more than 0"),
+    (["serving.max_usd_per_hour=-1"], "serving.max_usd_per_hour=-1.0 is not allowed: 0 or more"),
+    (["serving.requests_per_second=0"], "serving.requests_per_second=0.0 is not allowed: more than 0, or null"),
+    (["serving.second_opinion_share=2"], "serving.second_opinion_share=2.0 is not allowed: a share in [0, 1]"),
+])
+def test_a_servers_own_keys_are_checked(values: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read(changed(composed("serve", "run=abc"), *values), Serve)
     assert message in str(error.value)
 
 

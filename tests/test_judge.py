@@ -12,10 +12,10 @@ from small_student import tiny
 from src.certify import Scored, check_enough
 from src.data.splits import Splits
 from src.errors import DataError
-from src.evaluate import is_about
 from src.student.checkpoint import Trained, load
 from src.student.judge import judge
 from src.task import Item
+from src.trust import is_about
 
 CLASSES = ["apple", "mushroom", "orange", "pear", "sweet_pepper"]
 

@@ -8,9 +8,11 @@ import subprocess
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -38,7 +40,7 @@ def small(command: str) -> str:
 
 def test_the_readme_still_holds_what_is_tested_here() -> None:
     assert ["make demo", "make test"] in [lines(block) for block in FREE]
-    assert len(BLOCKS) - len(FREE) == 2 and len(TABLE) == 6
+    assert len(BLOCKS) - len(FREE) == 2 and len(TABLE) == 8
 
 
 def test_the_way_without_make_is_the_makefiles_own() -> None:
@@ -74,11 +76,15 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+def environment() -> dict[str, str]:
+    """A newcomer's: no keys, nothing of ours."""
+    ours = ("MLFLOW", "FLYWHEEL")
+    return {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY") and not k.startswith(ours)}
+
+
 def run(command: str, where: Path) -> str:
     """Output and errors together; fails the test with both where the command fails."""
-    ours = ("MLFLOW", "FLYWHEEL")
-    environment = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY") and not k.startswith(ours)}
-    done = subprocess.run(command, shell=True, cwd=where, env=environment, text=True, stdout=subprocess.PIPE,
+    done = subprocess.run(command, shell=True, cwd=where, env=environment(), text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}"
     assert "Traceback" not in done.stdout
@@ -98,6 +104,8 @@ def test_the_demo_shows_what_it_promises_and_asks_once(clone: Path) -> None:
     # What the target runs; an epoch will do to see that nobody is asked.
     again = run(".venv/bin/python -m src.train +experiment=demo trainer.max_epochs=1", clone)
     assert re.search(r"Labels: \S+: 0 questions to ask", again) and "requests in this run" in again
+    answer = served("make serve KEYS=serving.port=0", clone)
+    assert answer["rehearsal"] and answer["items"][0]["student"]["label"]
 
 
 def pixels_alone(root: Path) -> float:
@@ -126,10 +134,37 @@ def test_the_other_commands_run(clone: Path) -> None:
             assert found and "judged again" in run(command.replace("<id>", found[1]), clone)
         elif "src.certify" in command:
             assert "Gold items needed" in run(command, clone)
+        elif "src.serve" in command:
+            assert found
+            answers = served(f"{command} serving.port=0".replace("<id>", found[1]), clone)
+            assert [item["position"] for item in answers["items"]] == [0] and answers["rehearsal"]
+        elif "src.decisions" in command:
+            assert "decisions.csv" in run(f"{command} task=digits", clone)
+            assert len((clone / "decisions.csv").read_text().splitlines()) >= 2
         elif "src.benchmark" in command:
             assert "share kept" in run(f"{command} demo=false sizes=[32] repeats=2 steps=2 batch_size=8", clone)
         else:
             run(small(command), clone)
+
+
+def served(command: str, where: Path) -> dict[str, Any]:
+    """What the server of this command answers about one of the prepared images."""
+    image = next((where / "mlruns" / "data").glob("*-*/**/*.png")).read_bytes()
+    server = subprocess.Popen(command, shell=True, cwd=where, text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, env=environment(), start_new_session=True)
+    try:
+        assert server.stdout
+        told = []
+        for line in server.stdout:
+            told.append(line)
+            if found := re.search(r"Listening on (http://[\d.]+:\d+)", line):
+                answer = requests.post(f"{found[1]}/v1/decide?wait=student", files={"image": image}, timeout=60)
+                assert answer.status_code == 200
+                return dict(answer.json())
+        raise AssertionError("".join(told))
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        assert "Stopped." in server.communicate(timeout=60)[0]
 
 
 @pytest.mark.slow

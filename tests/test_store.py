@@ -477,7 +477,7 @@ def test_a_store_of_version_1_is_brought_up_to_date_with_all_it_holds(tmp_path: 
                                                                        capsys: pytest.CaptureFixture[str]) -> None:
     version_1(tmp_path / "a.db")
     store = Store(tmp_path / "a.db")
-    assert "brought from schema version 1 to 2; every annotation is kept" in " ".join(capsys.readouterr().out.split())
+    assert "brought from schema version 1 to 3; every annotation is kept" in " ".join(capsys.readouterr().out.split())
     old = Annotation("i", "h/m", "p", "fruit", 1, label="pear", confidence=0.9, why="why", cost_usd=0.25, tokens_in=3,
                      tokens_out=4, latency_s=0.5, created_at=NOON, model="m", provider="pr", shown_hash="s", reply="r")
     assert store.read() == [old] and (old.task_version, old.job) == (1, "")

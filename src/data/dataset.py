@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from filelock import FileLock
 from hydra.utils import instantiate
 
 from src.console import say, warn
+from src.data.escalations import for_teacher, join, read_escalations, served_folder
 from src.data.folder import Scan, counts, describe_broken, scan
 from src.data.spec import DataSpec
 from src.data.splits import Splits, split
@@ -41,7 +42,10 @@ class NearDuplicates:
 @dataclass(frozen=True)
 class Dataset:
     """Items in their splits. `kind` says what they are, images or texts; `drawn` that they are stand-in images; `hash`
-    names their content and split. `duplicates` were merged; near-duplicates are items of their own, in one part."""
+    names their content and split. `duplicates` were merged; near-duplicates are items of their own, in one part.
+
+    Where escalations joined the pool, `hash` names these, a plus, and the rest (`own_hash`), which they do not change.
+    """
 
     name: str
     kind: str
@@ -52,6 +56,10 @@ class Dataset:
     near_duplicates: NearDuplicates
     drawn: bool
     hash: str
+
+    @property
+    def own_hash(self) -> str:
+        return own_hash(self.hash)
 
 
 def open_dataset(task: TaskSpec, spec: DataSpec, *, home: Path, download: bool, stand_in: bool) -> Dataset:
@@ -81,8 +89,49 @@ def open_dataset(task: TaskSpec, spec: DataSpec, *, home: Path, download: bool, 
         + (f"; {alike}" if alike.items else "")
         + (f"; {parts.moved} items moved out to keep groups and near-duplicates together" if parts.moved else "") + ")")
     content = {name: [item.key for item in getattr(parts, name)] for name in parts.sizes()}
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return Dataset(spec.name, spec.kind, root, parts, found.broken, found.duplicates, alike, drawn, digest)
+    dataset = Dataset(spec.name, spec.kind, root, parts, found.broken, found.duplicates, alike, drawn, _digest(content))
+    if spec.escalations:
+        dataset = _with_escalations(dataset, found, served_folder(home, task.name), task, spec)
+    return dataset
+
+
+def askable(dataset: Dataset, task: TaskSpec, *, home: Path, rehearsed: bool) -> Dataset:
+    """Without the escalations that a stand-in teacher, or a real one, is not to be asked about; says how many."""
+    splits = for_teacher(dataset.splits, served_folder(home, task.name), rehearsed=rehearsed)
+    if lost := len(dataset.splits.first) - len(splits.first):
+        warn(f"{lost} of {len(dataset.splits.first)} escalations are left out: " + (
+            "nobody knows their truth, so they cannot be rehearsed. A real teacher is asked about them." if rehearsed
+            else "a rehearsal's server kept them, and nobody should pay for their labels."))
+    return _joined(dataset, splits)
+
+
+def own_hash(hash_: str) -> str:
+    """What `hash` says without the escalations that joined."""
+    return hash_.rpartition("+")[2]
+
+
+def _with_escalations(dataset: Dataset, found: Scan, folder: Path, task: TaskSpec, spec: DataSpec) -> Dataset:
+    kept = read_escalations(folder, task, max_pixels=spec.max_pixels, near_bits=spec.near_duplicates)
+    if not kept.items and not kept.broken:
+        warn(f"No escalations are kept in {folder}. python -m src.serve with the same home and task keeps them there.")
+        return dataset
+    if kept.broken:
+        warn(describe_broken(kept.broken))
+    splits, left_out = join(dataset.splits, kept, [*found.train, *found.test], found.looks, spec.near_duplicates)
+    say(f"Escalations: {folder} ({len(splits.first)} are labelled first"
+        + (f"; {left_out} left out, since gold, test or what is kept apart with them holds the same or its looks"
+           if left_out else "") + ")")
+    return replace(_joined(dataset, splits), broken=dataset.broken | kept.broken)
+
+
+def _joined(dataset: Dataset, splits: Splits) -> Dataset:
+    # By key, not by age: a copy of the files may have lost their times. In front, for some show only a beginning.
+    added = f"{_digest(sorted(splits.first))[:16]}+" if splits.first else ""
+    return replace(dataset, splits=splits, hash=added + dataset.own_hash)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _read(root: Path, task: TaskSpec, spec: DataSpec) -> Scan:

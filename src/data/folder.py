@@ -8,9 +8,9 @@ Knows nothing about splits or teachers.
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -27,13 +27,15 @@ NAMED = 5  # how many examples a message names
 @dataclass(frozen=True)
 class Scan:
     """What a source holds. `test` is empty where it has no test part; `gold` are the keys of the gold CSV's items;
-    `broken` maps a name to what is wrong there; `duplicates` counts what was dropped as identical to the byte."""
+    `broken` maps a name to what is wrong there; `duplicates` counts what was dropped as identical to the byte. `looks`
+    are those of the images, by the hash of their pixels, where near-duplicates were sought."""
 
     train: list[Item]
     test: list[Item]
     gold: frozenset[str]
     broken: dict[str, str]
     duplicates: int
+    looks: Mapping[str, Look] = field(default_factory=dict)
 
 
 def in_place(into: Path, *, root: Path | None, classes: Sequence[str], download: bool) -> Path:
@@ -74,20 +76,16 @@ def scan(root: Path, task: TaskSpec, *, max_pixels: int, near_bits: int | None, 
                 name = path.relative_to(root).as_posix()
                 update(len(by_key) + len(broken) + duplicates)
                 try:
-                    payload = path.read_bytes()
-                    image = decode(payload, max_pixels)
+                    key, pixels = identify(path, max_pixels, looks if near_bits is not None else None)
                 except (OSError, Unreadable) as error:
                     broken[name] = str(error)
                     continue
-                pixels = pixel_hash(image)
-                if near_bits is not None and pixels not in looks and (seen := look(image)):
-                    looks[pixels] = seen
                 place = path.resolve()
                 # With a truth CSV folders are only folders; with a gold CSV that is true of what is to be labelled.
                 folders_only = bool(truths) or bool(gold and part == "train")
                 row = truths.get(place, {}) | gold.get(place, {})
                 item = Item(
-                    key=hashlib.sha256(payload).hexdigest(),
+                    key=key,
                     payload=path,
                     name=name,
                     twin=pixels,
@@ -110,7 +108,17 @@ def scan(root: Path, task: TaskSpec, *, max_pixels: int, near_bits: int | None, 
     items = {part: [replace(item, twin=twins[item.twin]) if item.twin in twins else item
                     for at, item in by_key.values() if at == part] for part in ("train", "test")}
     found = frozenset(item.key for item in items["train"] if item.key in golden)
-    return Scan(items["train"], items["test"], found, broken, duplicates)
+    return Scan(items["train"], items["test"], found, broken, duplicates, looks)
+
+
+def identify(path: Path, max_pixels: int, looks: dict[str, Look] | None) -> tuple[str, str]:
+    """An image's key and the hash of its pixels, under which its look joins `looks`. Raises OSError or Unreadable."""
+    payload = path.read_bytes()
+    image = decode(payload, max_pixels)
+    pixels = pixel_hash(image)
+    if looks is not None and pixels not in looks and (seen := look(image)):
+        looks[pixels] = seen
+    return hashlib.sha256(payload).hexdigest(), pixels
 
 
 def image_files(root: Path) -> list[Path]:

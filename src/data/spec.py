@@ -34,7 +34,8 @@ class DataSpec:
     `group_column`. `stand_in`, where there is one, brings drawn images when the real ones cannot be had in rehearsal;
     `drawn` says that `source` itself does. `near_duplicates` is how many of 64 bits the perceptual hashes of two images
     that look the same may differ by; None seeks none. How images are `shown`, `max_pixels` and `near_duplicates` say
-    nothing about texts.
+    nothing about texts. `escalations` says which escalated items are labelled before all others: None, or "served",
+    what the task's server kept.
     """
 
     name: str
@@ -55,6 +56,7 @@ class DataSpec:
     near_duplicates: int | None
     max_pixels: int
     shown: Shown
+    escalations: str | None = None  # configs of earlier runs lack this key
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -66,6 +68,10 @@ class DataSpec:
             raise ConfigError("data.validation_share", self.validation_share, "between 0 and 1")
         if self.near_duplicates is not None and not 0 <= self.near_duplicates <= MOST_BITS:
             raise ConfigError("data.near_duplicates", self.near_duplicates, f"0 to {MOST_BITS} of 64 bits, or null")
+        if self.escalations not in (None, "served"):
+            raise ConfigError("data.escalations", self.escalations, "served, or null for none")
+        if self.escalations and self.kind != "images":
+            raise ConfigError("data.escalations", self.escalations, "only images are served; give null")
         for key in ("text_column", "truth_column", "group_column"):
             if self.kind == "images" and getattr(self, key) is not None:
                 raise ConfigError(f"data.{key}", getattr(self, key),

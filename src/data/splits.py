@@ -27,7 +27,8 @@ class Splits:
 
     `choose` and `certify` are the two halves of gold: the first is for calibration and choices, the second for the
     guarantee alone. `train` and `validation` are the pool that a teacher labels. `moved` counts items that left their
-    part because a group or a twin of theirs stands elsewhere; they are in none.
+    part because a group or a twin of theirs stands elsewhere; they are in none. `first` are the keys in the pool that
+    are labelled before all others, in order.
     """
 
     choose: list[Item]
@@ -36,14 +37,16 @@ class Splits:
     validation: list[Item]
     test: list[Item]
     moved: int
+    first: tuple[str, ...] = ()
 
     @property
     def pool(self) -> list[Item]:
-        """Training and validation in labelling order: the first n are a random sample for every n."""
-        return sorted(self.train + self.validation, key=_key)
+        """Training and validation in labelling order: behind `first`, the first n are a random sample for every n."""
+        rank = {key: place for place, key in enumerate(self.first)}
+        return sorted(self.train + self.validation, key=lambda item: (rank.get(item.key, len(rank)), item.key))
 
     def sizes(self) -> dict[str, int]:
-        return {f.name: len(getattr(self, f.name)) for f in fields(self) if f.name != "moved"}
+        return {f.name: len(getattr(self, f.name)) for f in fields(self) if f.name not in ("moved", "first")}
 
 
 def split(items: Sequence[Item], test: Sequence[Item], *, gold: frozenset[str], gold_size: int, test_size: int,
@@ -87,7 +90,8 @@ def split(items: Sequence[Item], test: Sequence[Item], *, gold: frozenset[str], 
              "test": [tuple(i for i in c if i.truth) for c in tested]}
     found = {name: sorted((i for c in part for i in c), key=_key) for name, part in parts.items()}
     placed = sum(map(len, found.values())) - (len(found["test"]) if test else 0)
-    return Splits(**found, moved=len(items) - placed)
+    return Splits(found["choose"], found["certify"], found["train"], found["validation"], found["test"],
+                  moved=len(items) - placed)
 
 
 def _clusters(items: Sequence[Item]) -> list[Cluster]:

@@ -113,8 +113,8 @@ def set_aside() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Seat:
-    """One teacher of the panel: under which name it answers, and how a stand-in in its place errs."""
+class Seat:
+    """One teacher: under which name it answers, and how a stand-in in its place errs (None where none stands there)."""
 
     teacher: Teacher
     annotator: str
@@ -135,8 +135,8 @@ class Survey:
         self._task, self._how, self._spec, self._store = task, how, spec, store
         self._max_pixels, self._seed, self._job = max_pixels, seed, job
         self.prompt = render(task, how)
-        self._seats = [_seat(task, teacher, rehearsal, place) for place, teacher in enumerate(teachers)]
-        self._arbiter = _seat(task, arbiter, rehearsal, len(self._seats)) if arbiter else None
+        self._seats = [seated(task, teacher, rehearsal, place) for place, teacher in enumerate(teachers)]
+        self._arbiter = seated(task, arbiter, rehearsal, len(self._seats)) if arbiter else None
         names = [seat.annotator for seat in self._everybody]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ConfigError("panel", twice, "each teacher once: two of them would give the very same answers; "
@@ -153,7 +153,7 @@ class Survey:
         self._answered = 0
 
     @property
-    def _everybody(self) -> list[_Seat]:
+    def _everybody(self) -> list[Seat]:
         return [*self._seats, *([self._arbiter] if self._arbiter else [])]
 
     @property
@@ -214,14 +214,14 @@ class Survey:
         self._ask("second looks", {seat.annotator: (seat, items, passes)})
         return self.answers
 
-    def _plan(self, seat: _Seat, items: Sequence[Item], passes: Sequence[int] | None = None, *,
+    def _plan(self, seat: Seat, items: Sequence[Item], passes: Sequence[int] | None = None, *,
               again: bool = False) -> Plan:
         keys = [item.key for item in items] if len(items) <= FEW else None
         return make_plan(items, self._store.answered(seat.annotator, self.prompt.hash, keys), task=self._task,
                          teacher=seat.teacher, prompt=self.prompt, retry_failed=self._spec.retry_failed, again=again,
                          passes=range(self._spec.passes) if passes is None else passes)
 
-    def _stored(self, seats: Sequence[_Seat], items: Sequence[Item] | None = None) -> list[Annotation]:
+    def _stored(self, seats: Sequence[Seat], items: Sequence[Item] | None = None) -> list[Annotation]:
         """What these said about all items, or about some, without the replies."""
         keys = None if items is None or len(items) > FEW else [item.key for item in items]
         found = (self._store.read(annotator=seat.annotator, prompt_hash=self.prompt.hash, items=keys, replies=False)
@@ -229,7 +229,7 @@ class Survey:
         asked_about = {item.key for item in (self._items if items is None else items)}
         return [a for part in found for a in part if a.item in asked_about]
 
-    def _said(self, seat: _Seat, items: Sequence[Item]) -> list[Annotation]:
+    def _said(self, seat: Seat, items: Sequence[Item]) -> list[Annotation]:
         return self._store.read(annotator=seat.annotator, prompt_hash=self.prompt.hash,
                                 items=[item.key for item in items])
 
@@ -291,10 +291,10 @@ class Survey:
                 raise TeacherError(f"Preflight, {seat.teacher.model}: {why} What was answered is kept; "
                                    "labeler.preflight=false goes on all the same.")
 
-    def _requests(self, seat: _Seat) -> int:
+    def _requests(self, seat: Seat) -> int:
         return self._tallies[seat.annotator].requests if seat.annotator in self._tallies else 0
 
-    def _pilot(self, seat: _Seat, items: Sequence[Item]) -> Plan:
+    def _pilot(self, seat: Seat, items: Sequence[Item]) -> Plan:
         """Pay for a few questions, then say what the rest will cost; returns the plan of that."""
         first = -(-self._spec.pilot // self._spec.passes)
         todo = islice(self._plan(seat, items), self._spec.pilot)
@@ -316,7 +316,7 @@ class Survey:
                  f"{max(0.0, left / needed):.0%} of what is left. Every answer is kept; a higher cap goes on from "
                  "there.")
 
-    def _ask(self, what: str, parts: dict[str, tuple[_Seat, Sequence[Item], Sequence[int]]], *,
+    def _ask(self, what: str, parts: dict[str, tuple[Seat, Sequence[Item], Sequence[int]]], *,
              blank: dict[str, bytes | str] | None = None, again: bool = False,
              known: Mapping[str, Plan] | None = None) -> None:
         """Ask all seats at once, each about its items, under one bar, one budget and one signal handler."""
@@ -341,7 +341,7 @@ class Survey:
                 for name, tally in tallies.items():
                     self._tallies[name] = self._tallies.get(name, Tally()) + tally
 
-    async def _run(self, plans: dict[str, tuple[_Seat, Plan]], update: Callable[[str, Tally], None],
+    async def _run(self, plans: dict[str, tuple[Seat, Plan]], update: Callable[[str, Tally], None],
                    tallies: dict[str, Tally], blank: dict[str, bytes | str]) -> None:
         stop = Stop()
         with stop.signals():
@@ -367,25 +367,16 @@ class Survey:
                     if isinstance(result, BaseException):
                         raise result
 
-    async def _connect(self, stack: AsyncExitStack, seat: _Seat, blank: dict[str, bytes | str]
+    async def _connect(self, stack: AsyncExitStack, seat: Seat, blank: dict[str, bytes | str]
                        ) -> tuple[Client | Replay, Callable[[Item], tuple[bytes | str, str]]]:
         """The seat's teacher, a stand-in or a recording in its place, and what it is shown of an item."""
-        teacher = seat.teacher
-        stand_in = None
-        if seat.errors:
-            price = teacher.price
-            stand_in = await stack.enter_async_context(Rehearsal(
-                self._task, seat.errors, model=teacher.model, price_in=price.input_usd, price_out=price.output_usd))
-            # The stand-in asks for no key, and a real one must never be sent to it.
-            teacher = replace(teacher, base_url=stand_in.base_url, key_env=None)
         client: Client | Replay
-        if teacher.answers:
+        stand_in = None
+        if seat.teacher.answers:
             client = await stack.enter_async_context(
-                Replay(Path(teacher.answers), teacher.answer_column, self._task, self._items))
+                Replay(Path(seat.teacher.answers), seat.teacher.answer_column, self._task, self._items))
         else:
-            client = await stack.enter_async_context(
-                Client(teacher, self.prompt, self._task, annotator=seat.annotator,
-                       connections=self._spec.concurrency))
+            client, stand_in = await connect(stack, seat, self.prompt, self._task, connections=self._spec.concurrency)
 
         # The passes of an item are asked close together: encode it once.
         @lru_cache(maxsize=2 * self._spec.concurrency)
@@ -408,13 +399,27 @@ class Survey:
                             "answered is kept; run again.") from error
 
 
-def _seat(task: TaskSpec, teacher: Teacher, rehearsal: RehearsalSpec | None, place: int) -> _Seat:
+def seated(task: TaskSpec, teacher: Teacher, rehearsal: RehearsalSpec | None, place: int) -> Seat:
+    """The teacher at its `place` in the panel, from 0, rehearsed where `rehearsal` is given and it is no recording."""
     if rehearsal is None or teacher.answers:
-        return _Seat(teacher, teacher.annotator, None)
+        return Seat(teacher, teacher.annotator, None)
     # Another teacher errs in other places; what all of them err in is the error model's own affair.
     errors = replace(rehearsal.errors, teacher=place,
                      error_rate=rehearsal.error_rates.get(teacher.model, rehearsal.errors.error_rate))
     drawn_from = [asdict(errors), list(task.confusion.values())]  # not by name: a class may be called something else
     model = hashlib.sha256(json.dumps(drawn_from, sort_keys=True).encode()).hexdigest()[:8]
-    return _Seat(teacher, f"rehearsal:{teacher.annotator}#{model}", errors)
+    return Seat(teacher, f"rehearsal:{teacher.annotator}#{model}", errors)
 
+
+async def connect(stack: AsyncExitStack, seat: Seat, prompt: Prompt, task: TaskSpec, *, connections: int
+                  ) -> tuple[Client, Rehearsal | None]:
+    """A client of the seat's teacher, or of a stand-in in its place, which must learn what it will be shown."""
+    teacher, stand_in = seat.teacher, None
+    if seat.errors:
+        price = teacher.price
+        stand_in = await stack.enter_async_context(Rehearsal(
+            task, seat.errors, model=teacher.model, price_in=price.input_usd, price_out=price.output_usd))
+        # The stand-in asks for no key, and a real one must never be sent to it.
+        teacher = replace(teacher, base_url=stand_in.base_url, key_env=None)
+    client = Client(teacher, prompt, task, annotator=seat.annotator, connections=connections)
+    return await stack.enter_async_context(client), stand_in

@@ -5,13 +5,11 @@ being asked is claimed there too, so that no other process asks it as well. Know
 """
 
 import asyncio
-import contextlib
-import json
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from src.console import say, warn
 from src.errors import FlywheelError, TeacherError
@@ -20,14 +18,15 @@ from src.labeling.client import Fault
 from src.labeling.outcome import Outcome
 from src.labeling.owner import is_dead
 from src.labeling.pacing import Pacer, Permit
-from src.labeling.plan import UNSEEN, Question, again_usd, answers, worst_usd
+from src.labeling.plan import UNSEEN, Question, answers
 from src.labeling.prompt import Prompt
+from src.labeling.request import Asks, Requests, Tries, cut_short, to_be_stored
 from src.labeling.spec import LabelerSpec
 from src.labeling.stop import Stop
 from src.labeling.teacher import Teacher
 from src.labeling.writer import Writer
 from src.store import Claim, Key, Store
-from src.task import Annotation, Failure, Item, TaskSpec
+from src.task import Failure, Item, TaskSpec
 
 GIVE_UP_AFTER = 20  # questions failed in a row: whatever ails them ails the next ones too
 LONG_PAUSE_S = 30  # from here on, silence would look like a hang
@@ -39,12 +38,6 @@ AHEAD_S = 0.1  # worth of questions that are claimed before a slot is free for t
 PREPARED_S = 0.1  # of work on what is shown, before what is ready goes on
 
 Show = Callable[[Item], tuple[bytes | str, str]]
-
-
-class Asks(Protocol):
-    """Who answers: a client of a real endpoint, or what stands in its place."""
-
-    async def ask(self, shown: bytes | str, question: str, fault: Fault | None = None) -> Outcome: ...
 
 
 class _Ready(NamedTuple):
@@ -116,13 +109,12 @@ class Labeler:
         self.tally = Tally()
         self._labels: OrderedDict[str, list[str]] = OrderedDict()
         self._deferred: list[Question] = []
-        self._dearest_usd = 0.0
         self._usual_tokens = 0.0
         self._heard = False
         self._told = False
         self._failed_in_a_row = 0
-        self._again_usd = again_usd(teacher, task)
-        self._worst_usd = worst_usd(teacher, prompt)
+        self._requests = Requests(task=task, teacher=teacher, annotator=annotator, prompt=prompt, job=job,
+                                  pacer=self.pacer, purse=budget, cut_off=lambda: stop.end(KeyboardInterrupt()))
 
     async def run(self, questions: Iterator[Question], client: Asks, writer: Writer, *, usual_tokens: float,
                   dearest_usd: float, update: Callable[[Tally], None] = lambda tally: None) -> Tally:
@@ -133,7 +125,7 @@ class Labeler:
         """
         self._client, self._writer, self._update = client, writer, update
         self._usual_tokens = usual_tokens
-        self._dearest_usd = max(self._dearest_usd, dearest_usd)
+        self._requests.dearest_usd = max(self._requests.dearest_usd, dearest_usd)
         self._began = time.monotonic() - self.tally.seconds
         writer.when_refused(self._refused)
         try:
@@ -200,7 +192,7 @@ class Labeler:
         for question in questions:
             shown, shown_hash = self._show(question.item)
             key = Key(self._annotator, self._prompt.hash, question.item.key, question.pass_index)
-            found.append(_Ready(question, key, shown, shown_hash, self._worst_usd(shown)))
+            found.append(_Ready(question, key, shown, shown_hash, self._requests.worst_usd(shown)))
             if len(found) == most or time.monotonic() - began > PREPARED_S:
                 break
         return found
@@ -234,7 +226,7 @@ class Labeler:
         ours = []
         while wanted:
             standings = await self._writer.claim([
-                Claim(ready.key, self._writer.owner, max(ready.worst, self._dearest_usd) + self._again_usd,
+                Claim(ready.key, self._writer.owner, self._requests.ever(ready.worst),
                       self._task.name, self._task.version, self._job, ready.question.known) for ready in wanted])
             again = []
             for ready, standing in zip(wanted, standings, strict=True):
@@ -256,60 +248,49 @@ class Labeler:
 
     async def _ask_until_settled(self, ready: _Ready) -> bool:
         """Try until there is an answer, or no more tries; returns whether the claim was given up on the way."""
-        question = ready.question
-        content_tries = 0
-        fault: Fault | None = None
+        tries = Tries(ready.question.name, most=self._spec.max_attempts, most_unusable=self._spec.max_content_attempts)
+        last = False
         try:
-            for tries in range(1, self._spec.max_attempts + 1):
-                reserved = await self._afford(ready.worst, fault)
+            while not last:
+                reserved = await self._afford(ready.worst, tries.fault)
                 if reserved is None:
                     break
                 permit = await self.pacer.ready(self._usual_tokens)
                 if self._stop.why:
-                    self._budget.settle(reserved, 0.0)
-                    self.pacer.done(permit, tokens=0, refused=False, retry_after_s=None)
+                    self._requests.give_back(reserved, permit)
                     break
-                # An unusable answer asked for again is another question to a server that replays by name.
-                name = f"{question.name}-{content_tries}" if content_tries else question.name
-                outcome, cost_usd = await self._ask(name, ready.shown, fault, reserved, permit)
+                outcome, cost_usd = await self._ask(tries, ready.shown, reserved, permit)
                 failure = outcome.failure
-                content_tries += failure is not None and not failure.transient
-                last = tries == self._spec.max_attempts or content_tries == self._spec.max_content_attempts
-                last = last or failure in (None, Failure.BAD_REQUEST, Failure.LOST)
-                fault = Fault(_content(outcome), outcome.fault) if failure and outcome.fault else None
+                last = tries.note(outcome)
                 if outcome.retry_after_s and failure and failure.transient and outcome.retry_after_s >= LONG_PAUSE_S:
                     warn(f"The teacher asks for a pause of {outcome.retry_after_s:.0f} s (rate limit). "
                          "Ctrl-C keeps what was answered.")
                 ends = self._must_stop(outcome) or last
-                # A stored failure is one that was paid for, judged final, or the question's last; what is wrong with
-                # the key or the address is no fault of this item.
-                if not outcome.fatal and (failure is None or not failure.transient or last or cost_usd):
+                if to_be_stored(outcome, cost_usd, last=last):
                     stored = self._keep(ready, outcome, cost_usd, ends=ends)
                     if ends:
                         return True
                     # The claim covers one request: the next one goes out when the last is in the books.
                     await self._stop.until(stored)
                 elif ends:
-                    self._count(question, outcome)
+                    self._count(ready.question, outcome)
                     return False
                 if failure and failure.transient and not outcome.retry_after_s:
-                    await self.pacer.back_off(tries)
+                    await self.pacer.back_off(tries.count)
                 if self._stop.why:
                     break
         except asyncio.CancelledError:
             # A second Ctrl-C. Whoever cancelled waits for nothing but this end.
             self._stop.end(KeyboardInterrupt())
-        if content_tries:
-            # Its last word is an unusable answer, but not for good: the next run shall ask once more.
-            self._keep(ready, Outcome(failure=Failure.LOST, why="the run ended before it was asked once more"), 0.0,
-                       ends=True)
+        if tries.unusable:
+            self._keep(ready, cut_short(), 0.0, ends=True)
             return True
         return False
 
     async def _afford(self, worst: float, fault: Fault | None) -> float | None:
         """Reserve one try's worst case and return it, or None where nothing more shall be asked."""
         while not self._stop.why:
-            reserved = max(worst, self._dearest_usd) + (self._again_usd if fault else 0.0)
+            reserved = self._requests.at_most(worst, fault)
             if self._budget.reserve(reserved):
                 return reserved
             if self._budget.in_flight:
@@ -323,37 +304,13 @@ class Labeler:
             ))
         return None
 
-    async def _ask(self, name: str, shown: bytes | str, fault: Fault | None, reserved: float,
-                   permit: Permit) -> tuple[Outcome, float]:
-        """One request: what came of it, and what it cost in US dollars, or may have cost."""
-        cost: float | None = None
-        outcome = Outcome(failure=Failure.CONNECTION)
-        try:
-            outcome = await self._client.ask(shown, name, fault)
-            if outcome.cost_usd is not None:
-                cost = outcome.cost_usd
-                # The provider's bill is right where a price table is not.
-                self._dearest_usd = max(self._dearest_usd, cost - (self._again_usd if fault else 0.0))
-            elif outcome.tokens_in:
-                cost = self._teacher.cost(outcome.tokens_in, outcome.tokens_out)
-            elif _turned_away(outcome):
-                cost = 0.0
-        except asyncio.CancelledError:
-            # Not passed on: it may be on the bill, so its booking comes first.
-            self._stop.end(KeyboardInterrupt())
-            outcome = Outcome(failure=Failure.LOST, why="cut off before it was answered; booked at its worst case")
-        finally:
-            # A request whose bill we never see may have cost its worst case, in the books as well as for the cap.
-            cost = reserved if cost is None else cost
-            self._budget.settle(reserved, cost)
-            tokens = 0 if _turned_away(outcome) else outcome.tokens_in + outcome.tokens_out or None
-            self.pacer.done(permit, tokens=tokens, refused=_refused(outcome),
-                             retry_after_s=outcome.retry_after_s if outcome.failure else None)
+    async def _ask(self, tries: Tries, shown: bytes | str, reserved: float, permit: Permit) -> tuple[Outcome, float]:
+        outcome, cost_usd = await self._requests.send(self._client, tries, shown, reserved, permit)
         self.tally.requests += 1
         for name in (outcome.failure.value if outcome.failure else "answered", *outcome.flaws):
             self.tally.outcomes[name] += 1
         self._heard = self._heard or outcome.failure not in UNSEEN
-        return outcome, cost
+        return outcome, cost_usd
 
     def _must_stop(self, outcome: Outcome) -> bool:
         """Note a fault that further questions would meet as well."""
@@ -369,14 +326,7 @@ class Labeler:
     def _keep(self, ready: _Ready, outcome: Outcome, cost_usd: float, *, ends: bool) -> asyncio.Future[None]:
         """Hand an annotation to the store; it counts, in money and in progress, once it is there. With the question's
         end goes its claim."""
-        annotation = Annotation(
-            item=ready.key.item, annotator=self._annotator, prompt_hash=self._prompt.hash, task=self._task.name,
-            pass_index=ready.key.pass_index, label=outcome.label, failure=outcome.failure,
-            confidence=outcome.confidence, why=outcome.why, cost_usd=cost_usd, tokens_in=outcome.tokens_in,
-            tokens_out=outcome.tokens_out, latency_s=outcome.latency_s, model=outcome.model,
-            provider=outcome.provider, shown_hash=ready.shown_hash, reply=outcome.reply,
-            task_version=self._task.version, job=self._job,
-        )
+        annotation = self._requests.annotation(ready.key, ready.shown_hash, outcome, cost_usd)
         stored = self._writer.keep(annotation, release=ready.key if ends else None)
 
         def on_disk(done: asyncio.Future[None]) -> None:
@@ -424,22 +374,3 @@ def book_the_dead(store: Store) -> None:
         cost = sum(a.cost_usd for a in lost)
         say(f"A labelling process died with {len(lost)} question(s) in flight: booked as lost, at their worst case of "
             f"${cost:.4f} together, and asked again.")
-
-
-def _turned_away(outcome: Outcome) -> bool:
-    """Before any work was done, so that nothing was used and nothing can be billed."""
-    return outcome.failure in (Failure.RATE_LIMIT, Failure.OVERLOADED, Failure.BAD_REQUEST) and not outcome.started
-
-
-def _refused(outcome: Outcome) -> bool:
-    """Whether the server turned this away for its rate or its load. A 5xx that names no time to wait is a fault, and
-    comes as often however slowly one asks."""
-    overloaded = outcome.failure == Failure.OVERLOADED and outcome.retry_after_s is not None
-    return outcome.failure == Failure.RATE_LIMIT or overloaded
-
-
-def _content(outcome: Outcome) -> str:
-    """What the teacher said, without the envelope it came in."""
-    with contextlib.suppress(ValueError, LookupError, TypeError):
-        return str(json.loads(outcome.reply)["choices"][0]["message"]["content"])
-    return outcome.why

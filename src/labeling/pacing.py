@@ -67,6 +67,11 @@ class Pacer:
         """The learned rate; inf without one."""
         return self._learned.per_second if self._learned else math.inf
 
+    @property
+    def paused_s(self) -> float:
+        """How long the server wants nothing of anyone; 0 where it does not."""
+        return max(0.0, self._open_at - self._clock())
+
     async def ready(self, usual_tokens: float) -> Permit:
         """Return once a request may go: no pause is on, a slot is free, and the quotas have room.
 

@@ -6,7 +6,7 @@ its labels for concluded by the same rule as all others. Knows nothing about how
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,30 +51,71 @@ class Reliability:
     one_for_all: bool = False
 
 
-def with_probability(labels: Sequence[Label], *, truths: Mapping[str, str], names: Sequence[str],
-                     out_of_fold: OutOfFold | None = None) -> list[Label]:
-    """The labels with their `probability`; None where there is no label or gold cannot tell.
+@dataclass(frozen=True)
+class Confidence:
+    """What gold taught of how likely labels are right, for labels that come later as well; made by `fit`.
+
+    `judges` hold by kind of label, split votes (True) or one voice, what tells its probability from the evidence;
+    `crossed` has, for each of gold's own labels, that label and its probability as fitted without its item. Both are
+    empty where gold has too few labels to tell.
+    """
+
+    names: Sequence[str]
+    judges: Mapping[bool, "Judge"]
+    crossed: Mapping[str, tuple[str, float]]
+
+    def judge(self, labels: Sequence[Label], out_of_fold: OutOfFold | None = None) -> list[Label]:
+        """The labels with their `probability`; None where there is no label or gold cannot tell."""
+        made = list(labels)
+        for kind, judge in self.judges.items():
+            index = [n for n, label in enumerate(labels) if label.label is not None and _split(label) == kind]
+            fresh = [n for n in index if self._own(labels[n]) is None]
+            found = {n: own for n in index if (own := self._own(labels[n])) is not None}
+            if fresh:
+                evidence = _evidence([labels[n] for n in fresh], self.names, out_of_fold or {})
+                found |= zip(fresh, judge(evidence).tolist(), strict=True)
+            for n, probability in found.items():
+                made[n] = replace(made[n], probability=None if math.isnan(probability) else probability)
+        return made
+
+    def _own(self, label: Label) -> float | None:
+        """The probability of one of gold's labels; None for any other."""
+        known = self.crossed.get(label.item)
+        return known[1] if known and known[0] == label.label else None
+
+
+def fit(labels: Iterable[Label], *, truths: Mapping[str, str], names: Sequence[str],
+        out_of_fold: OutOfFold | None = None) -> Confidence:
+    """Learn from those of `labels` whose truth gold knows (`truths`: item → class); the others are passed over.
 
     Labels whose votes are split are judged apart from those of one voice: where votes tie, no evidence of an item's
-    difficulty tells which is right. Of each kind, gold (`truths`: item → class) gives the share of right labels, or,
-    with mistakes enough, a regression on three pieces of evidence: how sure the consensus is (`distribution`), how
-    sure the annotators say they are, and how sure the student is (`out_of_fold`: item → [C], in the order of
-    `names`). That one of them is missing counts by itself. Gold's own labels are judged by the rest of gold.
+    difficulty tells which is right. Of each kind, gold gives the share of right labels, or, with mistakes enough, a
+    regression on three pieces of evidence: how sure the consensus is (`distribution`), how sure the annotators say they
+    are, and how sure the student is (`out_of_fold`: item → [C], in the order of `names`). That one of them is missing
+    counts by itself.
     """
-    index = [n for n, label in enumerate(labels) if label.label is not None]
-    chosen = [labels[n] for n in index]
-    gold = np.array([label.item in truths for label in chosen], dtype=bool)
-    if gold.sum() < GOLD_LEAST:
-        return list(labels)
-    right = np.array([label.label == truths.get(label.item) for label in chosen], dtype=bool)
-    split = np.array([_split(label) for label in chosen], dtype=bool)
-    evidence = _evidence(chosen, names, out_of_fold or {})
-    made = list(labels)
-    for kind in (split, ~split):
-        probabilities = _judged(evidence[kind], gold[kind], right[kind & gold])
-        for n, probability in zip(np.array(index)[kind], probabilities.tolist(), strict=True):
-            made[n] = replace(made[n], probability=None if math.isnan(probability) else probability)
-    return made
+    known = [label for label in labels if label.label is not None and label.item in truths]
+    if len(known) < GOLD_LEAST:
+        return Confidence(names, {}, {})
+    judges: dict[bool, Judge] = {}
+    crossed: dict[str, tuple[str, float]] = {}
+    for kind in (True, False):
+        gold = [label for label in known if _split(label) == kind]
+        if not gold:
+            continue
+        right = np.array([label.label == truths[label.item] for label in gold], dtype=bool)
+        evidence = _evidence(gold, names, out_of_fold or {})
+        judges[kind] = _fitted(evidence, right)
+        own = zip(gold, _crossed(evidence, right).tolist(), strict=True)
+        crossed |= {label.item: (str(label.label), probability) for label, probability in own}
+    return Confidence(names, judges, crossed)
+
+
+def with_probability(labels: Sequence[Label], *, truths: Mapping[str, str], names: Sequence[str],
+                     out_of_fold: OutOfFold | None = None) -> list[Label]:
+    """The labels with their `probability`, fitted on those of them that gold knows, as in `fit`. Gold's own labels are
+    judged by the rest of gold."""
+    return fit(labels, truths=truths, names=names, out_of_fold=out_of_fold).judge(labels, out_of_fold)
 
 
 def reliability(labels: Sequence[Label], truths: Mapping[str, str]) -> Reliability | None:
@@ -137,25 +178,22 @@ def _log_odds(probability: float) -> float:
     return math.log(clipped / (1 - clipped))
 
 
-def _judged(evidence: Floats, gold: Bools, right: Bools) -> Floats:
-    """[N] probabilities of being right, from which of N are gold's and which of these, [n], are right; nan without any.
+def _fitted(evidence: Floats, right: Bools) -> Judge:
+    """What tells from [N, 3] evidence how probably a label is right, learned from gold's."""
+    return (_regression if _tell_apart(right) else _share)(evidence, right)
 
-    Gold's own come from the other folds; right and wrong ones are dealt to the folds in turn.
-    """
-    found = np.full(len(gold), np.nan)
-    if not len(right):
-        return found
+
+def _crossed(evidence: Floats, right: Bools) -> Floats:
+    """[n] gold's own probabilities, each from the other folds (nan where there are none); right and wrong ones are
+    dealt to the folds in turn."""
     fit = _regression if _tell_apart(right) else _share
-    if not gold.all():
-        found[~gold] = fit(evidence[gold], right)(evidence[~gold])
     fold = np.empty(len(right), dtype=np.int64)
     for outcome in (True, False):
         fold[right == outcome] = np.arange((right == outcome).sum()) % FOLDS
-    own, crossed = evidence[gold], np.full(len(right), np.nan)
+    found = np.full(len(right), np.nan)
     for n in range(FOLDS):
         if (fold == n).any() and (fold != n).any():
-            crossed[fold == n] = fit(own[fold != n], right[fold != n])(own[fold == n])
-    found[gold] = crossed
+            found[fold == n] = fit(evidence[fold != n], right[fold != n])(evidence[fold == n])
     return found
 
 

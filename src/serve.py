@@ -1,0 +1,112 @@
+"""The cascade in front of traffic: `python -m src.serve run=<id>` answers over HTTP, asks the LLM about what the
+student doubts, and has a page where people decide the rest.
+
+What is promised of its answers is the certificate's; without one the student answers nothing alone.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from src.config import CONF, Serve, output_folder, read
+from src.console import entry_point, say, warn
+from src.data.images import decode, square
+from src.errors import ConfigError, DataError
+from src.labeling.ask import rehearses
+from src.reopen import Past, reopen, student_of, truths
+from src.serving.access import Access
+from src.serving.server import Model, Serving, serve
+from src.serving.teacher import TeacherLane
+from src.store import Store
+from src.student.device import resolve
+from src.student.images import decode as decode_items
+from src.student.protocol import Student
+from src.tracking import run_of
+from src.trust import Trust, is_rehearsed, trusted
+
+PAYER = "serve"
+
+
+@hydra.main(config_path=CONF, config_name="serve", version_base="1.3")
+@entry_point
+def main(cfg: DictConfig) -> None:
+    asked: Serve = read(cfg, Serve)
+    access = Access(asked.serving.host, os.environ)
+    device, out = resolve(asked.accelerator, "accelerator"), output_folder()
+    run, name = run_of(asked.tracking.uri, asked.run)
+    past = reopen(asked.tracking.uri, run, home=Path(asked.home), out=out)
+    student = student_of(past, runtime=asked.runtime, dtype=asked.dtype, margin=asked.margin, device=device, out=out)
+    trust = trust_in(past, student, asked)
+    say(f"{name}: {student.name} in {student.dtype} on {student.runtime}. {trust.statement} {past.note}".strip())
+    serve(served(past, student, trust, asked, access, name))
+
+
+def trust_in(past: Past, student: Student, asked: Serve) -> Trust:
+    choose = past.dataset.splits.choose
+    images = decode_items(choose, student.input_size, sharpen=student.sharpen,
+                          max_pixels=past.job.data.max_pixels, what="decoding gold")
+    return trusted(past, student, student.predict(images), truths(choose, student.classes), cascade=asked.cascade,
+                   target_precision=asked.target_precision, uri=asked.tracking.uri)
+
+
+def served(past: Past, student: Student, trust: Trust, asked: Serve, access: Access, name: str) -> Serving:
+    """What the server is made of."""
+    job, splits = past.job, past.dataset.splits
+    rehearsal = is_rehearsed(past)
+    known = {item.key: item.truth for part in (splits.pool, splits.choose, splits.certify, splits.test)
+             for item in part if item.truth}
+    samples = []
+    if asked.sample_traffic:
+        if not access.open:
+            raise ConfigError("sample_traffic", asked.sample_traffic, "0 where clients need keys, which it has none of")
+        samples = [Path(item.payload).read_bytes() for item in splits.test]
+        if not samples:
+            raise DataError(f"run={past.stored.id!r} has no test part to take sample traffic from: "
+                            "leave sample_traffic at 0.")
+
+    def see(payload: bytes) -> NDArray[np.uint8]:
+        image = decode(payload, job.data.max_pixels)
+        return square(image, student.input_size, sharpen=student.sharpen).transpose(2, 0, 1)
+
+    def predict(images: NDArray[np.uint8]) -> Any:
+        return trust.probabilities(student.predict(images))
+
+    return Serving(task=job.task, model=Model(name, see, predict), policy=trust.policy,
+                   teacher=teacher_of(past, asked, rehearsal, known), rehearsal=rehearsal, truths=known,
+                   spec=asked.serving, access=access, home=Path(asked.home), store=asked.store or job.store,
+                   max_pixels=job.data.max_pixels, samples=samples, sample_traffic=asked.sample_traffic)
+
+
+def teacher_of(past: Past, asked: Serve, rehearsal: bool, known: dict[str, str]) -> Any:
+    """How the lane to the run's own teacher is made; None where nobody may be asked."""
+    job, spec = past.job, asked.serving
+    if job.teacher.answers:
+        warn(f"The run's teacher is a recording ({job.teacher.answers}), which knows nothing of new images: people get "
+             "all that the student doubts.")
+        return None
+    if not rehearsal and job.teacher.lacks_key and spec.max_usd_per_hour == 0:
+        warn("serving.max_usd_per_hour=0 and no key: the LLM is not asked, people get all that the student doubts.")
+        return None
+    if not rehearsal and rehearses("auto", [job.teacher], drawn=past.dataset.drawn):
+        raise ConfigError(job.teacher.key_env or "rehearsal", "", "the run's teacher needs a key to be asked: export "
+                          "it, or serve without the LLM by serving.max_usd_per_hour=0")
+    if rehearsal:
+        warn(f"{past.note or 'REHEARSAL'}: a stand-in answers for the LLM, about images of the run's own data alone.")
+    gold = {item.key: item.truth for item in past.dataset.splits.choose if item.truth}
+
+    def lane(store: Store, spent_usd: float) -> TeacherLane:
+        return TeacherLane(task=job.task, teacher=job.teacher, how=job.data.shown, spec=job.labeler, store=store,
+                           gold=gold, max_usd_per_hour=spec.max_usd_per_hour, max_pixels=job.data.max_pixels,
+                           rehearsal=job.rehearsal if rehearsal else None, truths=known if rehearsal else None,
+                           spent_usd=spent_usd, seed=job.seed, job=PAYER)
+
+    return lane
+
+
+if __name__ == "__main__":
+    main()
