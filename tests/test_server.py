@@ -20,6 +20,7 @@ from src import serve
 from src.cascade.policy import Policy
 from src.data.escalations import served_folder
 from src.errors import ConfigError
+from src.serving import server
 from src.serving.access import Access
 from src.serving.server import Model, Serving, _alone, _serve
 from src.store import DecisionLog, Store
@@ -149,6 +150,32 @@ def test_a_stopping_server_takes_nothing_new_and_says_what_it_did(tmp_path: Path
     asyncio.run(go())
     assert told[0].startswith("Listening on http://127.0.0.1:") and told[-1].startswith(
         "Stopped. 1 items: student 1, LLM 0, people 0, open 0")
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    async def go() -> None:
+        async with running(serving(tmp_path, told=told.append), stops=False) as (_, session):
+            await decide(session, picture(SURE))
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    asyncio.run(go())
+    assert told[-1].startswith("Stopped.")
+
+
+def test_a_second_signal_later_ends_it_like_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SAME_SIGNAL_S", 0.0)
+
+    async def never(self: Any, seconds: float) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(server.Cascade, "drain", never)
+    with pytest.raises(KeyboardInterrupt):
+        server.serve(serving(tmp_path), lambda _: os.kill(os.getpid(), signal.SIGINT))
 
 
 def test_sample_traffic_is_sent_over_http_and_counted(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from src.task import TaskSpec
 EXPIRE_EVERY_S = 3600.0
 ANSWERED_WITHIN_S = 2.0  # what handlers have to write their answers once all is decided
 TOLD_EVERY_S = 60.0
+SAME_SIGNAL_S = 1.0  # `make` passes on a signal that its whole group has been sent: that is no second wish
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,10 @@ def serve(what: Serving, ready: Callable[[str], None] = lambda address: None) ->
 
     `ready` is called with the address once it answers. Raises ConfigError and StoreError.
     """
-    asyncio.run(_serve(what, ready))
+    try:
+        asyncio.run(_serve(what, ready))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 async def _serve(what: Serving, ready: Callable[[str], None]) -> None:
@@ -204,11 +208,15 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
     """The first SIGINT or SIGTERM sets `stop`; the second cancels."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     installed = []
+    first = 0.0
 
     def told() -> None:
-        if stop.is_set() and task:
+        nonlocal first
+        if not stop.is_set():
+            first = time.monotonic()
+            stop.set()
+        elif time.monotonic() - first > SAME_SIGNAL_S and task:
             task.cancel()
-        stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         # Not in another thread than the main one, and not on Windows: there Ctrl-C ends at once.
