@@ -34,7 +34,7 @@ serve: $(INSTALLED) ## the cascade over HTTP, on the newest run's student (or th
 	$(BIN)/python -m src.serve run=latest sample_traffic=2 cascade.threshold=0.9 cascade.teacher_confidence=0.95 $(KEYS)
 
 test: $(INSTALLED) ## the everyday tests: no network, key, GPU or other data needed
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow and not shared"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not shared"
 
 test-all: $(INSTALLED) lint ## every test, the slow ones and those on real data included, lint and types
 	$(BIN)/python -m pytest -q

@@ -25,6 +25,10 @@ from src.store import Store
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
+# Side by side, the longest files go first: one that begins last is waited for alone.
+LONGEST = ("test_train", "test_interrupt", "test_server", "test_faults", "test_certify_job", "test_runtimes",
+           "test_review_job", "test_student", "test_labeler", "test_teacher_lane", "test_benchmark_inference")
+
 # A key in the developer's own environment must not turn a test into a paid run, and no library may phone home.
 for name in ("OPENROUTER_API_KEY", "OPENAI_API_KEY", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
@@ -77,7 +81,9 @@ def review(tmp_path: Path) -> ReviewFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on the shared data are skipped where it is not."""
+    """Long files first; tests on the shared data are skipped where it is not."""
+    place = {name: n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
     missing = pytest.mark.skip(reason="the shared development data is not beside this checkout")
     for item in items:
         if "shared" in item.keywords and not SHARED.is_dir():
