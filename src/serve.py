@@ -5,6 +5,7 @@ What is promised of its answers is the certificate's; without one the student an
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from src.tracking import run_of
 from src.trust import Trust, is_rehearsed, trusted
 
 PAYER = "serve"
+MakesLane = Callable[[Store], TeacherLane]
 
 
 @hydra.main(config_path=CONF, config_name="serve", version_base="1.3")
@@ -38,13 +40,17 @@ def main(cfg: DictConfig) -> None:
     asked: Serve = read(cfg, Serve)
     access = Access(asked.serving.host, os.environ)
     device, out = resolve(asked.accelerator, "accelerator"), output_folder()
+    if asked.sample_traffic and not access.open:
+        raise ConfigError("sample_traffic", asked.sample_traffic, "0 where clients need keys, which it has none of")
     run, name = run_of(asked.tracking.uri, asked.run)
     past = reopen(asked.tracking.uri, run, home=Path(asked.home), out=out)
+    known = known_truths(past) if is_rehearsed(past) else {}
+    teacher = teacher_of(past, asked, known)
     student = student_of(past, runtime=asked.runtime, dtype=asked.dtype, margin=asked.margin, device=device, out=out)
     trust = trust_in(past, student, asked)
     say(f"{name}: {student.name} in {student.dtype} on {student.runtime}. {trust.statement} {past.note}".strip())
     warm_up(student, asked.serving.batch_images)
-    serve(served(past, student, trust, asked, access, name))
+    serve(served(past, student, trust, teacher, known, asked, access, name))
 
 
 def trust_in(past: Past, student: Student, asked: Serve) -> Trust:
@@ -62,20 +68,19 @@ def warm_up(student: Student, most: int) -> None:
         student.predict(np.zeros((count, 3, side, side), np.uint8))
 
 
-def served(past: Past, student: Student, trust: Trust, asked: Serve, access: Access, name: str) -> Serving:
+def known_truths(past: Past) -> dict[str, str]:
+    """Item → class, of all that the run's data tells: what a stand-in can be asked about."""
+    splits = past.dataset.splits
+    return {item.key: item.truth for part in (splits.pool, splits.choose, splits.certify, splits.test)
+            for item in part if item.truth}
+
+
+def served(past: Past, student: Student, trust: Trust, teacher: MakesLane | None, known: dict[str, str], asked: Serve,
+           access: Access, name: str) -> Serving:
     """What the server is made of."""
-    job, splits = past.job, past.dataset.splits
-    if Path(job.store).resolve() != Path(asked.store).resolve():
-        warn(f"Decisions go to store={without_passwords(asked.store)}, and the run's own store is another: what the "
-             "LLM said about gold, by which its answers are believed, may not be there.")
-    rehearsal = is_rehearsed(past)
-    known = {item.key: item.truth for part in (splits.pool, splits.choose, splits.certify, splits.test)
-             for item in part if item.truth}
-    samples = []
+    job, samples = past.job, []
     if asked.sample_traffic:
-        if not access.open:
-            raise ConfigError("sample_traffic", asked.sample_traffic, "0 where clients need keys, which it has none of")
-        samples = [Path(item.payload).read_bytes() for item in splits.test]
+        samples = [Path(item.payload).read_bytes() for item in past.dataset.splits.test]
         if not samples:
             raise DataError(f"run={past.stored.id!r} has no test part to take sample traffic from: "
                             "leave sample_traffic at 0.")
@@ -88,14 +93,19 @@ def served(past: Past, student: Student, trust: Trust, asked: Serve, access: Acc
         return trust.probabilities(student.predict(images))
 
     return Serving(task=job.task, model=Model(name, see, predict), policy=trust.policy,
-                   teacher=teacher_of(past, asked, rehearsal, known), rehearsal=rehearsal, truths=known,
+                   teacher=teacher, rehearsal=is_rehearsed(past), truths=known,
                    spec=asked.serving, access=access, home=Path(asked.home), store=asked.store,
                    max_pixels=job.data.max_pixels, samples=samples, sample_traffic=asked.sample_traffic)
 
 
-def teacher_of(past: Past, asked: Serve, rehearsal: bool, known: dict[str, str]) -> Any:
+def teacher_of(past: Past, asked: Serve, known: dict[str, str]) -> MakesLane | None:
     """How the lane to the run's own teacher is made; None where nobody may be asked."""
-    job, spec = past.job, asked.serving
+    job, spec, rehearsal = past.job, asked.serving, is_rehearsed(past)
+    # The run's config holds no passwords.
+    shown = without_passwords(asked.store)
+    if shown != job.store and Path(shown).resolve() != Path(job.store).resolve():
+        warn(f"Decisions go to store={shown}, and the run's own store is another: what the LLM said about gold, by "
+             "which its answers are believed, may not be there.")
     if job.teacher.answers:
         warn(f"The run's teacher is a recording ({job.teacher.answers}), which knows nothing of new images: people get "
              "all that the student doubts.")
@@ -113,8 +123,8 @@ def teacher_of(past: Past, asked: Serve, rehearsal: bool, known: dict[str, str])
     def lane(store: Store) -> TeacherLane:
         return TeacherLane(task=job.task, teacher=job.teacher, how=job.data.shown, spec=job.labeler, store=store,
                            gold=gold, max_usd_per_hour=spec.max_usd_per_hour, max_pixels=job.data.max_pixels,
-                           rehearsal=job.rehearsal if rehearsal else None, truths=known if rehearsal else None,
-                           seed=job.seed, job=PAYER)
+                           rehearsal=job.rehearsal if rehearsal else None, truths=known, seed=job.seed,
+                           job=PAYER)
 
     return lane
 

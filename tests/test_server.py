@@ -220,3 +220,11 @@ def test_a_users_mistake_is_a_short_message(keys: list[str], message: str, capsy
     assert call(serve.main, f"home={home}", *keys) == 1
     told = capsys.readouterr().err
     assert message in told and "Traceback" not in told
+
+
+def test_samples_are_not_sent_where_clients_need_keys(home: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FLYWHEEL_CLIENT_KEYS", "ann:ann-has-a-long-key")
+    assert call(serve.main, f"home={home}", "run=latest", "sample_traffic=1") == 1
+    told = capsys.readouterr().err
+    assert "sample_traffic=1.0 is not allowed: 0 where clients need keys" in told and "long-key" not in told

@@ -8,6 +8,25 @@ from collections.abc import Callable, Iterator
 from src.errors import FlywheelError
 
 
+@contextlib.contextmanager
+def on_signals(call: Callable[[], None]) -> Iterator[None]:
+    """Have the running loop call it at every SIGINT and SIGTERM, and put back what was there."""
+    loop = asyncio.get_running_loop()
+    installed = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Not in another thread than the main one, and not on Windows: there Ctrl-C ends at once.
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            before = signal.getsignal(number)
+            loop.add_signal_handler(number, call)
+            installed.append((number, before))
+    try:
+        yield
+    finally:
+        for number, before in installed:
+            loop.remove_signal_handler(number)
+            signal.signal(number, before)
+
+
 class Stop:
     """`why` is the first reason to ask nothing more, or None; what is in flight is still waited for, as it is paid."""
 
@@ -43,30 +62,19 @@ class Stop:
     def signals(self) -> Iterator[None]:
         """The first SIGINT or SIGTERM lets what is in flight arrive; the second ends at once. Either way, what comes
         out is `why`."""
-        loop = asyncio.get_running_loop()
         task = asyncio.current_task()
-        installed = []
 
         def interrupt() -> None:
             if self.why and task:
                 task.cancel()
             self.end(KeyboardInterrupt())
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # Not in another thread than the main one, and not on Windows: there Ctrl-C ends at once.
-            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                before = signal.getsignal(number)
-                loop.add_signal_handler(number, interrupt)
-                installed.append((number, before))
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self.why:
-                raise self.why from None
-            raise
-        finally:
-            for number, before in installed:
-                loop.remove_signal_handler(number)
-                signal.signal(number, before)
+        with on_signals(interrupt):
+            try:
+                yield
+            except asyncio.CancelledError:
+                if self.why:
+                    raise self.why from None
+                raise
         if self.why:
             raise self.why

@@ -6,7 +6,6 @@ Knows what the parts are called, and nothing about runs or config: how images be
 import asyncio
 import contextlib
 import gc
-import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from src.cascade.policy import Policy
 from src.console import say, warn
 from src.data.escalations import served_folder
 from src.errors import ConfigError, StoreError
+from src.labeling.stop import on_signals
 from src.metrics import Floats
 from src.serving.access import Access
 from src.serving.app import HURRY, STOPPING, make_app
@@ -175,7 +175,7 @@ async def _assemble(stack: AsyncExitStack, what: Serving) -> tuple[Cascade, aioh
     cascade = await stack.enter_async_context(Cascade(
         task=task, student=what.model.name, policy=what.policy, batcher=batcher, see=what.model.see, teacher=teacher,
         lane=lane, log=_TalliedLog(log, tally), decisions=decisions, payloads=payloads, spec=spec,
-        truths=what.truths if what.rehearsal else None))
+        truths=what.truths))
     await take_up(lane, task, store, cascade.answered)
     counters.watch(cascade)
     await stack.enter_async_context(_expiring(payloads))
@@ -206,8 +206,7 @@ def _alone(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _signals(stop: asyncio.Event) -> Iterator[None]:
     """The first SIGINT or SIGTERM sets `stop`; the second cancels."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    installed = []
+    task = asyncio.current_task()
     first = 0.0
 
     def told() -> None:
@@ -218,18 +217,8 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
         elif time.monotonic() - first > SAME_SIGNAL_S and task:
             task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Not in another thread than the main one, and not on Windows: there Ctrl-C ends at once.
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            before = signal.getsignal(number)
-            loop.add_signal_handler(number, told)
-            installed.append((number, before))
-    try:
+    with on_signals(told):
         yield
-    finally:
-        for number, before in installed:
-            loop.remove_signal_handler(number)
-            signal.signal(number, before)
 
 
 @asynccontextmanager
