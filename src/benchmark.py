@@ -1,5 +1,5 @@
 """Print what this machine reaches: `python -m src.benchmark suite=training` (or `labeling`, `consensus`,
-`guarantee`, `inference`, `tracking`).
+`guarantee`, `inference`, `serving`, `tracking`).
 
 Everything that is compared runs in the same process or the same call, alternating; nothing is tested here, and nothing
 leaves the machine.
@@ -14,7 +14,7 @@ from src.config import CONF, Benchmark, output_folder, read
 from src.console import entry_point
 from src.errors import ConfigError
 
-SUITES = ("training", "labeling", "consensus", "guarantee", "inference", "tracking")
+SUITES = ("training", "labeling", "consensus", "guarantee", "inference", "serving", "tracking")
 
 
 @hydra.main(config_path=CONF, config_name="benchmark", version_base="1.3")
@@ -46,6 +46,13 @@ def main(cfg: DictConfig) -> None:
         known = students.known(asked.runs, uri=asked.tracking.uri, home=Path(asked.home), out=output_folder())
         inference.run(sizes=sorted(known) or asked.input_sizes, batches=asked.batches, repeats=asked.repeats,
                       students=known)
+        return
+    if asked.suite == "serving":
+        from src.benchmarks import serving
+
+        serving.run(runs=asked.runs, uri=asked.tracking.uri, home=Path(asked.home), out=output_folder(),
+                    repeats=asked.repeats, load_s=asked.load_s, log_decisions=asked.log_decisions,
+                    replay_decisions=asked.replay_decisions)
         return
     if asked.suite == "labeling":
         from src.benchmarks import labeling

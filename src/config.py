@@ -269,13 +269,13 @@ class Report:
 
 @dataclass
 class Serve:
-    """`run` is the training run whose student is served: an id, a registered model, or "latest". `store` takes the
-    place of the run's own. The student answers with `runtime` and `dtype`, as in an evaluation, and is trusted as far
-    as its certificate for `target_precision` says. The server sends itself `sample_traffic` images a second."""
+    """`run` is the training run whose student is served: an id, a registered model, or "latest". `store` holds
+    annotations and decisions. The student answers with `runtime` and `dtype`, as in an evaluation, and is trusted as
+    far as its certificate for `target_precision` says. The server sends itself `sample_traffic` images a second."""
 
     home: str
     run: str
-    store: str | None
+    store: str
     target_precision: float | None
     runtime: str
     dtype: str | None
@@ -306,7 +306,8 @@ class Benchmark:
     `input_sizes` are; each answers `batches` of images at once. Of labeling: numbers of questions asked at a time, the
     seconds that a server takes, `waves` of questions to it, `requests` to one that answers at once, the `rate` a second
     that a token bucket grants for `bucket_s` seconds, and how many items have answers in a large store, or are labelled
-    while memory is watched.
+    while memory is watched. Of serving: the student of one of `runs`, by default the newest; each load lasts `load_s`
+    seconds; `log_decisions` are written and `replay_decisions` replayed while memory is watched.
     """
 
     home: str
@@ -327,6 +328,9 @@ class Benchmark:
     bucket_s: float
     stored_items: int
     labelled_items: int
+    load_s: float
+    log_decisions: int
+    replay_decisions: int
     spend: int
     shares: list[float]
     seeds: int
@@ -343,10 +347,11 @@ class Benchmark:
                 raise ConfigError(key, getattr(self, key), "2 or more")
         if not 150 <= self.spend <= 1200:
             raise ConfigError("spend", self.spend, "150 to 1200 answers")
-        for key, least in (("waves", 4), ("requests", 1), ("stored_items", 100), ("labelled_items", 100)):
+        for key, least in (("waves", 4), ("requests", 1), ("stored_items", 100), ("labelled_items", 100),
+                           ("log_decisions", 1000), ("replay_decisions", 1000)):
             if getattr(self, key) < least:
                 raise ConfigError(key, getattr(self, key), f"{least} or more")
-        for key in ("latency_s", "rate", "bucket_s"):
+        for key in ("latency_s", "rate", "bucket_s", "load_s"):
             if not getattr(self, key) > 0:
                 raise ConfigError(key, getattr(self, key), "more than 0")
         if not self.concurrency or min(self.concurrency) < 1:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from src.config import CONF, Serve, output_folder, read
+from src.config import CONF, Serve, output_folder, read, without_passwords
 from src.console import entry_point, say, warn
 from src.data.images import decode, square
 from src.errors import ConfigError, DataError
@@ -43,6 +43,7 @@ def main(cfg: DictConfig) -> None:
     student = student_of(past, runtime=asked.runtime, dtype=asked.dtype, margin=asked.margin, device=device, out=out)
     trust = trust_in(past, student, asked)
     say(f"{name}: {student.name} in {student.dtype} on {student.runtime}. {trust.statement} {past.note}".strip())
+    warm_up(student, asked.serving.batch_images)
     serve(served(past, student, trust, asked, access, name))
 
 
@@ -54,9 +55,19 @@ def trust_in(past: Past, student: Student, asked: Serve) -> Trust:
                    target_precision=asked.target_precision, uri=asked.tracking.uri)
 
 
+def warm_up(student: Student, most: int) -> None:
+    """Runtimes prepare for each number of images when it first comes, 0.2 s long: not while somebody waits."""
+    side = student.input_size
+    for count in sorted({*(2**power for power in range(most.bit_length())), most}):
+        student.predict(np.zeros((count, 3, side, side), np.uint8))
+
+
 def served(past: Past, student: Student, trust: Trust, asked: Serve, access: Access, name: str) -> Serving:
     """What the server is made of."""
     job, splits = past.job, past.dataset.splits
+    if Path(job.store).resolve() != Path(asked.store).resolve():
+        warn(f"Decisions go to store={without_passwords(asked.store)}, and the run's own store is another: what the "
+             "LLM said about gold, by which its answers are believed, may not be there.")
     rehearsal = is_rehearsed(past)
     known = {item.key: item.truth for part in (splits.pool, splits.choose, splits.certify, splits.test)
              for item in part if item.truth}
@@ -78,7 +89,7 @@ def served(past: Past, student: Student, trust: Trust, asked: Serve, access: Acc
 
     return Serving(task=job.task, model=Model(name, see, predict), policy=trust.policy,
                    teacher=teacher_of(past, asked, rehearsal, known), rehearsal=rehearsal, truths=known,
-                   spec=asked.serving, access=access, home=Path(asked.home), store=asked.store or job.store,
+                   spec=asked.serving, access=access, home=Path(asked.home), store=asked.store,
                    max_pixels=job.data.max_pixels, samples=samples, sample_traffic=asked.sample_traffic)
 
 
@@ -99,11 +110,11 @@ def teacher_of(past: Past, asked: Serve, rehearsal: bool, known: dict[str, str])
         warn(f"{past.note or 'REHEARSAL'}: a stand-in answers for the LLM, about images of the run's own data alone.")
     gold = {item.key: item.truth for item in past.dataset.splits.choose if item.truth}
 
-    def lane(store: Store, spent_usd: float) -> TeacherLane:
+    def lane(store: Store) -> TeacherLane:
         return TeacherLane(task=job.task, teacher=job.teacher, how=job.data.shown, spec=job.labeler, store=store,
                            gold=gold, max_usd_per_hour=spec.max_usd_per_hour, max_pixels=job.data.max_pixels,
                            rehearsal=job.rehearsal if rehearsal else None, truths=known if rehearsal else None,
-                           spent_usd=spent_usd, seed=job.seed, job=PAYER)
+                           seed=job.seed, job=PAYER)
 
     return lane
 

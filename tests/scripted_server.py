@@ -5,6 +5,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import socket
 import threading
 import time
 from collections import Counter
@@ -252,3 +253,10 @@ def label(server: Server | Rehearsal | str, items: list[Item] | int, store: Stor
             return labeler.tally
 
     return asyncio.run(run())
+
+
+def free_address() -> str:
+    """A loopback address at which nothing listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{bound.getsockname()[1]}/v1"

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import gzip
 import json
 import socket
@@ -464,6 +465,36 @@ def test_slow_heads_and_silence_are_cut_off(tmp_path: Path) -> None:
             writer.close()
 
     run(tmp_path, case, head_within_s=0.2)
+
+
+def test_more_connections_than_there_is_room_for_are_closed_and_there_is_room_again_after() -> None:
+    """Without a limit, a thousand silent ones took all files that the process may have open."""
+    async def alive(request: web.Request) -> web.Response:
+        return web.Response(text="yes")
+
+    async def main() -> None:
+        app = web.Application()
+        app.add_routes([web.get("/healthz", alive)])
+        ask = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        async with listening(app, "127.0.0.1", 0, most=2) as (host, port):
+            silent = [await asyncio.open_connection(host, port) for _ in range(2)]
+            await asyncio.sleep(0.1)
+            reader, writer = await asyncio.open_connection(host, port)
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 30) == b""
+            writer.close()
+            silent[0][1].close()
+            async with asyncio.timeout(30):
+                said = b""
+                while b"yes" not in said:
+                    reader, writer = await asyncio.open_connection(host, port)
+                    writer.write(ask)
+                    with contextlib.suppress(ConnectionError):
+                        said = await reader.read()
+                    writer.close()
+            silent[1][1].close()
+
+    asyncio.run(main())
 
 
 def test_a_waiting_client_is_not_taken_for_a_silent_one(tmp_path: Path) -> None:

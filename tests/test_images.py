@@ -73,6 +73,16 @@ def test_a_huge_image_is_refused_by_its_header_alone() -> None:
         decode(png_header(1000, 1000), PIXELS)
 
 
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "ICNS", "PCX", "TGA"])
+def test_kinds_of_files_that_are_not_promised_are_not_opened(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EPS would start Ghostscript on what a client sent; ICO decodes before its size can be known."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("a program was started"))
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, kind)
+    with pytest.raises(Unreadable, match="not an image of a known kind"):
+        decode(file.getvalue(), 10**6)
+
+
 def test_a_decompression_bomb_is_refused_also_where_the_limit_is_higher() -> None:
     with pytest.raises(Unreadable, match=r"too many pixels: .*400000000"):
         decode(png_header(20_000, 20_000), 10**12)

@@ -7,25 +7,21 @@ import os
 import random
 import re
 import signal
-import socket
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
-from omegaconf import OmegaConf
-from PIL import Image
 from scripted_server import (
-    HOW,
     JPEG,
     PROMPT,
     TASK,
     Asked,
     Server,
     answer,
+    free_address,
     good,
     key,
     label,
@@ -37,33 +33,15 @@ from scripted_server import (
     price,
     refuse,
 )
+from stand_in import make_errors
 
-import src.labeling.ask as asking
-from src.errors import DataError, StoreError, TeacherError
+from src.errors import StoreError, TeacherError
 from src.labeling.budget import Budget
 from src.labeling.labeler import GIVE_UP_AFTER
-from src.labeling.rehearsal import ErrorModel, Rehearsal
+from src.labeling.rehearsal import Rehearsal
 from src.labeling.teacher import Price
 from src.store import Store
-from src.task import Annotation, Failure, Item, TaskSpec
-
-CONF = Path(__file__).parents[1] / "conf"
-KEY = "sk-test-0123456789/abcdef"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "a.db")
-    yield store
-    store.close()
-
-
-def free_address() -> str:
-    """A loopback address at which nothing listens."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
-
+from src.task import Failure
 
 # How many at once
 
@@ -557,73 +535,6 @@ def test_a_store_that_fails_stops_the_asking(tmp_path: Path) -> None:
     store.close()
 
 
-# The key
-
-
-def leaks(path: Path, key: str) -> list[str]:
-    return [file.name for file in path.iterdir() if file.is_file() and key.encode() in file.read_bytes()]
-
-
-def escaped(text: str) -> str:
-    """A JSON body with every slash escaped, as some servers write it."""
-    return text.replace("/", "\\/")
-
-
-@pytest.mark.parametrize("shape", ["answer", "error", "page", "escaped"])
-def test_the_key_is_sent_and_never_kept(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str,
-                                        capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("FRUIT_KEY", f" {KEY}\n")
-
-    async def says(asked: Asked) -> web.Response:
-        echo = asked.headers["Authorization"]
-        assert echo == f"Bearer {KEY}"
-        if shape == "answer":
-            content = json.dumps({"label": "pear" if asked.place % 2 else echo, "why": f"you sent {echo}"})
-            return answer(asked, content=content, model=echo, provider=echo)
-        if shape == "error":
-            return refuse(401, message=f"Incorrect API key provided: {echo}")
-        if shape == "page":
-            return web.Response(status=400, text=f"<html>{echo}</html>")
-        body = json.dumps({"error": {"message": f"Incorrect key {echo}", "code": 401}})
-        return web.Response(status=401, text=escaped(body), content_type="application/json")
-
-    message = ""
-    try:
-        label(Server(says), 30, store, teacher={"key_env": "FRUIT_KEY"})
-    except TeacherError as error:
-        message = repr(error)
-    assert (message == "") == (shape == "answer") and KEY not in message
-    stored = store.read()
-    assert KEY not in repr(stored) and ("***" in repr(stored) or "***" in message)
-    store.close()
-    assert leaks(tmp_path, KEY) == []
-    out, err = capfd.readouterr()
-    assert KEY not in out + err
-
-
-def test_a_placeholder_for_a_key_garbles_no_reply(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FRUIT_KEY", "e")
-    assert label(Server(good), 2, store, teacher={"key_env": "FRUIT_KEY"}).answered == 2
-    assert {a.why for a in store.read()} == {"because"}
-
-
-@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-def test_a_proxy_is_for_other_hosts_than_this_one(store: Store, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(variable, free_address().removesuffix("/v1"))
-    assert label(Server(good), 3, store).answered == 3
-
-
-def test_other_hosts_are_asked_through_the_proxy(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    proxy = free_address()
-    monkeypatch.setenv("HTTP_PROXY", proxy.removesuffix("/v1"))
-    with pytest.raises(TeacherError, match=re.escape(proxy.removeprefix("http://").removesuffix("/v1").split(":")[1])):
-        label("http://teacher.invalid/v1", 3, store)
-
-
 # Interruptions, from within the process
 
 
@@ -718,105 +629,3 @@ def test_an_interrupt_does_not_wait_for_a_pause(store: Store) -> None:
     with pytest.raises(KeyboardInterrupt):
         label(Server(says), 100, store)
     assert time.monotonic() - started < 5
-
-
-# The synchronous door: ask()
-
-
-def make_errors(file: str = "none", **changes: Any) -> ErrorModel:
-    values = OmegaConf.load(CONF / f"rehearsal/errors/{file}.yaml")
-    made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ErrorModel), values, changes))
-    assert isinstance(made, ErrorModel)
-    return made
-
-
-def pictures(folder: Path, count: int) -> list[Item]:
-    items = []
-    for n in range(count):
-        path = folder / f"{n}.png"
-        Image.new("RGB", (8, 8), (n, 255 - n, 2 * n)).save(path)
-        items.append(Item(hashlib.sha256(path.read_bytes()).hexdigest(), path, path.name, truth=TASK.names[n % 2]))
-    return items
-
-
-def put(items: list[Item], store: Store, *, task: TaskSpec = TASK, base_url: str = "http://127.0.0.1:9/v1",
-        gold: int = 4, errors: ErrorModel | None = None, teacher: dict[str, Any] | None = None,
-        check: Any = lambda annotations: None, **changes: Any) -> asking.Answers:
-    survey = asking.Survey(
-        task=task, teachers=[make_teacher(base_url, **(teacher or {}))], arbiter=None, how=HOW,
-        spec=make_spec(**changes), store=store, max_pixels=10**6, seed=0, job="",
-        rehearsal=asking.RehearsalSpec("always", errors, {}) if errors else None,
-    )
-    return survey.run(items[:gold], items[gold:], check)
-
-
-def test_a_rehearsal_labels_everything_once(store: Store, tmp_path: Path) -> None:
-    items = pictures(tmp_path, 12)
-    errors = make_errors()
-    answers = put(items, store, errors=errors, passes=2)
-    assert (answers.asked.requests, answers.answered) == (24, 0)
-    assert {(a.item, a.label) for a in answers.annotations} == {(item.key, item.truth) for item in items}
-    assert answers.annotator.startswith("rehearsal:127.0.0.1:9/v1/m?temperature=0.0#")
-    again = put(items, store, errors=errors, passes=2)
-    assert (again.asked.requests, again.answered) == (0, 24) and again.annotations == answers.annotations
-    # An alias added later is no other question, and an answer by another error model is no answer.
-    assert put(items, store, errors=errors, task=replace(TASK, aliases={"birne": "pear"}), passes=2).asked.requests == 0
-    other = put(items, store, errors=make_errors(seed=1), passes=2)
-    assert other.asked.requests == 24 and other.annotator != answers.annotator
-
-
-def test_a_rehearsed_answer_never_satisfies_a_paid_run(store: Store, tmp_path: Path) -> None:
-    items = pictures(tmp_path, 6)
-    put(items, store, errors=make_errors())
-    paid = put(items, store, dry_run=True)
-    assert (paid.answered, paid.annotations) == (0, []) and not paid.annotator.startswith("rehearsal:")
-
-
-def test_a_dry_run_asks_nobody(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    items = pictures(tmp_path, 10)
-    # Nothing listens at this address, and that does not matter.
-    answers = put(items, store, dry_run=True, passes=3, teacher=price(0.01))
-    assert answers.asked.requests == 0 and store.read() == []
-    assert "30 questions to ask, estimated cost $0.12 (at the most $0.30)" in capsys.readouterr().out
-
-
-def test_gold_comes_first_and_a_bad_look_saves_the_rest(store: Store, tmp_path: Path) -> None:
-    items, looked = pictures(tmp_path, 10), []
-
-    def check(annotations: list[Annotation]) -> None:
-        looked.append({a.item for a in annotations})
-        raise DataError("blind")
-
-    with pytest.raises(DataError, match="blind"):
-        put(items, store, errors=make_errors(), check=check)
-    assert looked == [{item.key for item in items[:4]}] == [{a.item for a in store.read()}]
-
-
-def test_items_without_truth_cannot_be_rehearsed(store: Store, tmp_path: Path) -> None:
-    items = pictures(tmp_path, 5)
-    items[3] = replace(items[3], truth=None)
-    with pytest.raises(DataError, match=r"1 of 5 items, 3\.png among them, have no known truth"):
-        put(items, store, errors=make_errors())
-
-
-def test_the_cap_holds_for_gold_and_pool_together(store: Store, tmp_path: Path) -> None:
-    items = pictures(tmp_path, 60)
-    rates = {"price": Price(input_usd=0.3, output_usd=2.5, source="", date=""), "image_tokens": 258}
-    with pytest.raises(TeacherError, match=r"labeler\.max_cost_usd=0\.004"):
-        put(items, store, errors=make_errors(), gold=20, teacher=rates, max_cost_usd=0.004)
-    paid = sum(a.cost_usd for a in store.read())
-    assert 0.0035 < paid <= 0.004 and len(store.read()) > 20, "it got into the pool"
-
-
-def test_the_key_is_never_sent_to_the_stand_in(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, str]] = []
-
-    class Nosy(Rehearsal):
-        def _unwelcome(self, request: web.Request) -> Any:
-            seen.append(dict(request.headers))
-            return super()._unwelcome(request)
-
-    monkeypatch.setattr(asking, "Rehearsal", Nosy)
-    monkeypatch.setenv("FRUIT_KEY", KEY)
-    put(pictures(tmp_path, 4), store, errors=make_errors(), teacher={"key_env": "FRUIT_KEY"})
-    assert len(seen) == 4 and all("Authorization" not in headers for headers in seen) and KEY not in repr(seen)

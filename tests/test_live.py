@@ -330,6 +330,60 @@ def test_a_step_whose_confirmation_was_lost_is_not_doubled(tmp_path: Path) -> No
     asyncio.run(main())
 
 
+def test_where_another_process_answered_first_its_answer_holds(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two servers on one store, as while one is replaced by another."""
+    async def main() -> None:
+        async with world(tmp_path, teacher=Asks(FAILED)) as old:
+            first, alone = await old.submit(1, 3)
+            same, = await old.submit(1, request=1)
+            await old.until_waiting(3)
+            async with world(tmp_path, teacher=Asks(FAILED)) as new:
+                await new.cascade.answered(key(1), "pear", "human:ada")
+            fresh, = await old.submit(1, request=2)
+            await old.until_waiting(4)
+            await old.cascade.answered(key(1), "apple", "human:bob")
+            await settled(first, same, fresh)
+            for ticket in (first, same, fresh):
+                assert old.decisions.of(ticket.request)[ticket.position] == ticket.latest
+            assert [ticket.latest.answer for ticket in (first, same, fresh)] == ["pear", "pear", "apple"]
+            assert old.cascade.waiting == 1 and not alone.settled.is_set()
+            assert old.cascade.tickets(name(0)) == [alone] and old.cascade.tickets(name(1)) == []
+
+    asyncio.run(main())
+    assert capsys.readouterr().out.count("give each server a store of its own") == 1
+
+
+def test_what_another_process_answered_is_not_shown_to_people(tmp_path: Path) -> None:
+    async def main() -> None:
+        asks = Asks(FAILED)
+        asks.go.clear()
+        async with world(tmp_path, teacher=asks) as old:
+            ticket, = await old.submit(1)
+            async with world(tmp_path, teacher=Asks(YES)) as new:
+                await new.cascade.drain(SOON)
+            asks.go.set()
+            await settled(ticket)
+            await old.cascade.drain(SOON)
+            assert ticket.latest.answer == "apple" and old.lane.next("ada") is None and old.cascade.waiting == 0
+
+    asyncio.run(main())
+
+
+def test_a_mistake_in_an_escalation_is_not_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Broken(Asks):
+        async def said(self, keys: Sequence[str]) -> dict[str, tuple[str | None, str]]:
+            raise ZeroDivisionError("what nobody thought of")
+
+    async def main() -> None:
+        async with world(tmp_path, teacher=Broken(FAILED)) as here:
+            await here.submit(1)
+            await here.cascade.drain(SOON)
+
+    asyncio.run(main())
+    assert "what nobody thought of" in capsys.readouterr().out
+
+
 def test_a_client_that_left_is_answered_all_the_same(tmp_path: Path) -> None:
     async def main() -> None:
         async with world(tmp_path, teacher=Asks(YES)) as here:
@@ -390,6 +444,22 @@ def test_a_slow_llm_keeps_nobody_from_the_student(tmp_path: Path) -> None:
             assert (await here.submit(0, request=9))[0].latest.answer == "apple"
             asks.go.set()
             await settled(*tickets[:4])
+
+    asyncio.run(main())
+
+
+def test_large_images_that_a_slow_llm_is_asked_about_do_not_fill_the_memory(tmp_path: Path) -> None:
+    async def main() -> None:
+        asks = Asks(YES)
+        asks.go.clear()
+        async with world(tmp_path, teacher=asks, spec={"most_body_mb": 0.001}) as here:
+            large = [payload(n) + b" " * 3900 for n in (1, 3, 5)]  # eight bodies of a thousand bytes hold two of them
+            tickets = await here.cascade.submit(name(0), large, client="")
+            await here.until_waiting(1)
+            assert len(asks.asked) == 2 and tickets[2].latest.human == HumanReason.TEACHER_FAILED
+            asks.go.set()
+            await settled(*tickets[:2])
+            await settled(*await here.submit(7, request=1))
 
     asyncio.run(main())
 

@@ -212,6 +212,17 @@ def test_a_store_that_stands_still_does_not_fill_the_memory(tmp_path: Path) -> N
     asyncio.run(check())
 
 
+def test_one_word_about_very_many_requests_is_written(tmp_path: Path) -> None:
+    """A picture that cameras send when they see nothing waits in ever so many requests for the same person."""
+    async def check() -> None:
+        decisions = DecisionLog(tmp_path / "a.db")
+        async with Log(decisions, most_waiting=10) as log:
+            await log.write([make(n) for n in range(11)])
+        assert decisions.count() == 11
+
+    asyncio.run(check())
+
+
 def test_requests_of_later_times_sort_behind() -> None:
     named = [new_request(NOON + timedelta(milliseconds=n)) for n in range(200)]
     assert named == sorted(named) and all(len(name) == 32 and int(name, 16) for name in named)

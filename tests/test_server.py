@@ -18,9 +18,10 @@ from served import DOUBTFUL, MOST_PIXELS, SPEC, SURE, TASK, picture, predict, se
 
 from src import serve
 from src.cascade.policy import Policy
+from src.data.escalations import served_folder
 from src.errors import ConfigError
 from src.serving.access import Access
-from src.serving.server import Model, Serving, _serve
+from src.serving.server import Model, Serving, _alone, _serve
 from src.store import DecisionLog, Store
 
 POLICY = Policy(threshold=0.9, teacher_confidence=0.5, audit_share=0.0)
@@ -168,6 +169,16 @@ def test_an_address_that_is_taken_is_named(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"serving.host='127.0.0.1:{port}' is not allowed: nobody can listen"):
             asyncio.run(_serve(serving(tmp_path, spec=replace(SPEC, port=port)), lambda _: None))
+
+
+def test_two_servers_of_one_task_do_not_share_a_home(tmp_path: Path) -> None:
+    with _alone(served_folder(tmp_path, TASK.name)):
+        with pytest.raises(ConfigError, match="another server of the task 'colours' runs there: stop that one"):
+            asyncio.run(_serve(serving(tmp_path), lambda _: None))
+        with _alone(served_folder(tmp_path, "another_task")):
+            pass
+    with _alone(served_folder(tmp_path, TASK.name)):
+        pass
 
 
 @pytest.mark.parametrize(("keys", "message"), [

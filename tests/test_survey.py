@@ -7,29 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 from scripted_server import TASK, make_spec, make_survey, make_teacher, make_texts
+from stand_in import make_errors
 
 from src.errors import QualityError, TeacherError
 from src.labeling.ask import RehearsalSpec, Survey
-from src.labeling.error_model import ErrorModel
 from src.store import Store
 from src.task import Annotation
 
 ROOT = Path(__file__).parents[1]
-ERRORS = ROOT / "conf/rehearsal/errors/measured.yaml"
-
-
-def make_errors(**changes: Any) -> ErrorModel:
-    made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ErrorModel), OmegaConf.load(ERRORS), changes))
-    assert isinstance(made, ErrorModel)
-    return made
 
 
 def rehearsed(path: Path, **errors: Any) -> list[Annotation]:
     """What a new store holds of 60 texts, two passes, in the order of questions."""
     store, items = Store(path), make_texts(60)
-    rehearsal = RehearsalSpec("always", make_errors(latency_ms_median=1, retry_after_s=0.01, **errors), {})
+    rehearsal = RehearsalSpec("always", make_errors("measured", latency_ms_median=1, retry_after_s=0.01, **errors), {})
     survey = Survey(task=TASK, teachers=[make_teacher("http://127.0.0.1:9/v1")], arbiter=None, how=None, store=store,
                     spec=make_spec(passes=2, concurrency=8, max_attempts=12), rehearsal=rehearsal, max_pixels=1,
                     seed=0, job="")

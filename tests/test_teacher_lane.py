@@ -8,6 +8,7 @@ import socket
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,45 @@ def test_the_hours_budget_is_kept_and_comes_back_with_time(store: Store, capsys:
 
     asyncio.run(main())
     assert capsys.readouterr().out.count("serving.max_usd_per_hour=5.5 is reached") == 1
+
+
+def test_what_waits_for_its_turn_takes_nothing_of_the_budget(store: Store) -> None:
+    async def says(asked: Asked) -> web.Response:
+        return answer(asked, cost=0.01)
+
+    async def main() -> None:
+        async with Llm(says) as llm, make_lane(llm, store, teacher=price(1.0), spec={"concurrency": 1},
+                                               max_usd_per_hour=2.5) as lane:
+            replied = await ask(lane, *range(30))
+            assert not any(reply.over_budget for reply in replied), "thirty bills are a tenth of the cap"
+
+    asyncio.run(main())
+
+
+def test_what_came_too_late_for_anybody_counts_after_a_restart_as_well(store: Store) -> None:
+    """Or a slow LLM and a server that is started again would spend the hour's budget once more."""
+    over = asyncio.Event()
+
+    async def says(asked: Asked) -> web.Response:
+        await over.wait()
+        return answer(asked, cost=1.0)
+
+    async def main() -> None:
+        async with Llm(says) as llm:
+            async with make_lane(llm, store, job="serve") as lane:
+                late, = await ask(lane, 1, within_s=0.3)
+                assert late.failure == Failure.TIMEOUT and late.cost_usd == 0
+                over.set()
+                await lane.drain(LONG)
+            async with make_lane(llm, store, job="serve") as lane:
+                assert lane.budget.spent_usd == 1.0
+            store.add([said(lane.annotator, 9, "pear", cost_usd=5.0, job="label"),
+                       said(lane.annotator, 8, "pear", cost_usd=5.0, job="serve",
+                            created_at=datetime.now(UTC) - timedelta(hours=2))])
+            async with make_lane(llm, store, job="serve") as lane:
+                assert lane.budget.spent_usd == 1.0
+
+    asyncio.run(main())
 
 
 def test_the_budget_counts_the_hour_before_and_what_is_in_flight() -> None:

@@ -34,7 +34,7 @@ METRICS = {"label/agreement", "label/kappa", "label/mapped_agreement", "label/go
            "calibration/brier_before", "calibration/brier_after", "calibration_test/ece_after",
            "throughput/items_per_second", "latency/p50_ms", "latency/p95_ms"}
 FILES = {"labels_llm.csv", "review_labels.csv", "eval.json", "mobilenet.pt", "datacard.md", "prompt.txt", "config.yaml",
-         "calibration.json", "predictions.csv", "model.onnx"}
+         "calibration.json", "predictions.csv", "model.onnx", "report.html"}
 
 
 @pytest.fixture(scope="module")

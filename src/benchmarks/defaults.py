@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from src.config import CONF
 from src.labeling.spec import LabelerSpec
 from src.labeling.teacher import Teacher
+from src.serving.spec import ServingSpec
 
 Kind = TypeVar("Kind")
 
@@ -20,6 +21,10 @@ def labeler(**changes: object) -> LabelerSpec:
 def teacher(base_url: str) -> Teacher:
     """The default teacher at another address, where no key is needed."""
     return _read(Teacher, "teacher/gemini_flash.yaml", base_url=base_url, key_env=None)
+
+
+def serving() -> ServingSpec:
+    return _read(ServingSpec, "serving/default.yaml")
 
 
 def _read(kind: type[Kind], file: str, **changes: object) -> Kind:

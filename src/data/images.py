@@ -15,6 +15,9 @@ from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from src.data.spec import Shown
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+# Whatever the file is called. Of the dozens that Pillow knows, EPS runs Ghostscript on what was sent, and ICO decodes
+# the picture inside before its size can be checked.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # The published recipe's sharpening of enlarged images: radius in pixels, strength in percent, threshold in levels.
 UNSHARP = ImageFilter.UnsharpMask(radius=1, percent=150, threshold=3)
 # A strip of 1×5000 pixels is small, but with its shorter side at 224 it fills gigabytes, and no JPEG can be that long.
@@ -33,7 +36,7 @@ def decode(payload: bytes, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit stands below; Pillow's other warnings are about metadata
-            with Image.open(io.BytesIO(payload)) as image:
+            with Image.open(io.BytesIO(payload), formats=FORMATS) as image:
                 if image.width * image.height > max_pixels:
                     raise Unreadable(f"{image.width}x{image.height} pixels, more than data.max_pixels={max_pixels}")
                 if max(image.size) > MAX_ASPECT * min(image.size):

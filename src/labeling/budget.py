@@ -63,7 +63,7 @@ class HourlyBudget:
         self._reserved_usd = 0.0
         self._in_flight = 0
         if spent_usd:
-            self._book(spent_usd)
+            self.book(spent_usd)
 
     @property
     def spent_usd(self) -> float:
@@ -92,8 +92,9 @@ class HourlyBudget:
         self._in_flight -= 1
         self._reserved_usd = self._reserved_usd - worst_usd if self._in_flight else 0.0
         if cost_usd:
-            self._book(cost_usd)
+            self.book(cost_usd)
 
-    def _book(self, cost_usd: float) -> None:
+    def book(self, cost_usd: float) -> None:
+        """Note what was spent just now."""
         self._bills.append((self._clock(), cost_usd))
         self._billed_usd += cost_usd

@@ -20,9 +20,10 @@ from src.console import warn
 from src.errors import StoreError
 from src.serving import messages
 from src.serving.access import CLIENT, REVIEWER, Access, Rate
+from src.serving.admission import Busy
 from src.serving.connections import HEADERS, WHO, begun, refusal, unforeseen
 from src.serving.counters import CONTENT_TYPE, Counters
-from src.serving.live import BadImages, Busy, Ticket
+from src.serving.live import BadImages, Ticket
 from src.serving.log import new_request
 from src.serving.messages import Refused, Wanted
 from src.serving.openapi import document
@@ -226,8 +227,8 @@ class _Desk:
             raise messages.unreadable(error.positions) from None
         except Busy as error:
             _check_open(request)  # where that is why
-            raise Refused(429, "busy", f"serving.most_pending={self._spec.most_pending} images are in work: ask again",
-                          retry_after_s=error.retry_after_s) from None
+            raise Refused(429, "busy", "more is in work than can be answered soon (at most serving.most_pending="
+                          f"{self._spec.most_pending} images): ask again", retry_after_s=error.retry_after_s) from None
         return tickets, wanted.wait or "final", timeout_s
 
     async def _wanted(self, request: web.Request) -> Wanted:

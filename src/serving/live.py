@@ -28,6 +28,7 @@ from src.data.images import Unreadable
 from src.errors import RowsRefused, StoreError
 from src.metrics import Floats
 from src.quality.conclude import HUMAN
+from src.serving.admission import BUSY_S, Admission, Busy
 from src.serving.lane import Lane, Waiting
 from src.serving.spec import ServingSpec
 from src.store import DecisionLog, Logged
@@ -35,8 +36,8 @@ from src.task import Failure, TaskSpec
 
 AGAIN_S = (0.5, 30.0)  # between tries at a log that refuses: at first, and at the most
 PATIENCE_S = 5.0  # that a reviewer waits for the log; it is tried on without them
+ASKED_BODIES = 8  # bodies of the largest size, whose bytes the images may have that the LLM is asked about at a time
 REMEMBERED = 1000  # answered items whose answer can still be taken back
-BUSY_S = 1.0  # after which a client that was turned away may come again
 
 
 class BadImages(Exception):
@@ -45,14 +46,6 @@ class BadImages(Exception):
     def __init__(self, positions: dict[int, str]) -> None:
         super().__init__("; ".join(f"{position}: {why}" for position, why in positions.items()))
         self.positions = positions
-
-
-class Busy(Exception):
-    """More images are in work than allowed, or the server is stopping."""
-
-    def __init__(self, retry_after_s: float) -> None:
-        super().__init__(f"too much is in work: ask again after {retry_after_s:g} s")
-        self.retry_after_s = retry_after_s
 
 
 class Teacher(Protocol):
@@ -144,7 +137,8 @@ class Cascade:
         self._log, self._decisions, self._payloads, self._spec = log, decisions, payloads, spec
         self._truths = truths or {}
         self._clock, self._now, self._sleep = clock, now, sleep
-        self._pending = self._asking = self._waiting_count = 0
+        self._admission = Admission(spec.most_pending, spec.batch_images, clock=clock)
+        self._asking = self._asked_bytes = self._waiting_count = 0
         self._open: dict[str, list[Ticket]] = {}
         self._waiting: dict[str, list[Ticket]] = {}
         self._answered: OrderedDict[str, list[Ticket]] = OrderedDict()
@@ -153,7 +147,7 @@ class Cascade:
         self._under_way: set[asyncio.Task[Any]] = set()
         self._log_refuses = False
         self._stopping = False
-        self._told_of_load = False
+        self._told_of_load = self._told_of_others = False
 
     async def __aenter__(self) -> Self:
         self._decoding = ThreadPoolExecutor(os.cpu_count(), "decode")
@@ -171,7 +165,7 @@ class Cascade:
     @property
     def pending(self) -> int:
         """Images that were taken and have no first step on disk yet."""
-        return self._pending
+        return self._admission.pending
 
     @property
     def asking(self) -> int:
@@ -193,11 +187,11 @@ class Cascade:
         Raises BadImages, Busy or StoreError, and then nothing of the request was logged. A caller who is cancelled
         stops waiting; what was accepted is decided all the same.
         """
-        if self._stopping or self._pending + len(payloads) > self._spec.most_pending:
+        if self._stopping:
             raise Busy(BUSY_S)
-        self._pending += len(payloads)
+        self._admission.take(len(payloads))
         accepted = self._go_on(self._accept(request, payloads, client))
-        accepted.add_done_callback(lambda _: self._leave(len(payloads)))
+        accepted.add_done_callback(lambda _: self._admission.leave(len(payloads)))
         return await asyncio.shield(accepted)
 
     async def answered(self, key: str, label: str | None, annotator: str) -> None:
@@ -257,7 +251,7 @@ class Cascade:
         for n in escalated:
             step = steps[n]
             assert isinstance(step, Escalation)
-            self._go_on(self._escalate(tickets[n], step, payloads[n]))
+            self._go_on(self._escalate(tickets[n], step, payloads[n])).add_done_callback(_tell_of_mistake)
         return tickets
 
     def _decode(self, payloads: Sequence[bytes]) -> _Accepted:
@@ -274,9 +268,6 @@ class Cascade:
     def _keep(self, images: Iterable[tuple[str, bytes]]) -> None:
         for key, payload in images:
             self._payloads.keep(key, payload, self._truths.get(key))
-
-    def _leave(self, images: int) -> None:
-        self._pending -= images
 
     def _go_on(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """As a task of its own, which `drain` waits for and nobody's cancellation ends."""
@@ -309,14 +300,17 @@ class Cascade:
     async def _ask(self, key: str, payload: bytes) -> tuple[Reply, str]:
         if self._teacher is None:
             return Reply(failure=Failure.CONNECTION), ""
-        if self._asking >= self._spec.most_pending:
+        too_many = self._asking >= self._spec.most_pending
+        most_bytes = ASKED_BODIES * self._spec.most_body_mb * 1e6
+        if too_many or (self._asking and self._asked_bytes + len(payload) > most_bytes):
             # Each holds its image in memory. A slow LLM must neither fill that nor keep clients from the student.
             if not self._told_of_load:
-                warn(f"serving.most_pending={self._spec.most_pending} escalations wait for the LLM: people get those "
-                     "that are too many.")
+                warn(f"{self._asking} escalations wait for the LLM, and their number or their images are too much "
+                     f"(serving.most_pending={self._spec.most_pending}, {most_bytes / 1e6:g} MB): people get the rest.")
             self._told_of_load = True
             return Reply(failure=Failure.OVERLOADED), ""
         self._asking += 1
+        self._asked_bytes += len(payload)
         try:
             return await self._teacher.ask(key, payload, within_s=self._spec.teacher_within_s)
         except Exception as error:
@@ -324,6 +318,7 @@ class Cascade:
             return Reply(failure=Failure.LOST), ""
         finally:
             self._asking -= 1
+            self._asked_bytes -= len(payload)
 
     async def _why(self, keys: Sequence[str]) -> dict[str, tuple[str | None, str]]:
         """What the LLM said about items; a store that cannot be read only leaves the page without it."""
@@ -343,8 +338,9 @@ class Cascade:
                 last = step or ticket.latest
                 rows.append(self._next(ticket, after=last, answer=said[0], probability=None, annotator=said[1]))
             await self._write(rows, [ticket] * len(rows))
-            if said:
-                self._remember(ticket.key, [ticket])
+            if ticket.latest.answer is not None:
+                if said:
+                    self._remember(ticket.key, [ticket])
                 return
             self._waiting.setdefault(ticket.key, []).append(ticket)
             self._waiting_count += 1
@@ -410,43 +406,59 @@ class Cascade:
         return replace(last, **fields)
 
     async def _write(self, rows: Sequence[Logged], tickets: Sequence[Ticket]) -> None:
-        """Bring steps to disk, however long that takes, and only then to their tickets."""
+        """Bring steps to disk, however long that takes, and only then to their tickets. Where another process was
+        before us, what it wrote holds."""
+        left = list(zip(tickets, rows, strict=True))
         pause, longest = AGAIN_S
-        while rows:
+        while left:
             try:
-                await self._log.write(rows)
+                await self._log.write([row for _, row in left])
+                self._note(left)
                 break
             except StoreError as error:
                 if not self._log_refuses and not isinstance(error, RowsRefused):
                     warn(f"Decisions cannot be logged, and are held back until they can: {error}")
                     self._log_refuses = True
-                if await self._stand_there(rows):
-                    break  # only the word of it was lost
-                if isinstance(error, RowsRefused):
+                there = await self._there(left)
+                left = [(ticket, row) for ticket, row in left if ticket not in there]
+                self._note(there.items())
+                if not there and isinstance(error, RowsRefused):
                     warn(f"A step of request {rows[0].request} cannot be logged, and stays open: {error}")
                     raise
-            await self._sleep(pause)
-            pause = min(2 * pause, longest)
+            if not there:
+                await self._sleep(pause)
+                pause = min(2 * pause, longest)
         if self._log_refuses and rows:
             self._log_refuses = False
             say("Decisions are logged again.")
-        for ticket, row in zip(tickets, rows, strict=True):
+
+    async def _there(self, steps: Sequence[tuple[Ticket, Logged]]) -> dict[Ticket, Logged]:
+        """What the log says of those whose step it has: our own, of which only the word was lost, or another's."""
+        first, last = dict(reversed(steps)), dict(steps)
+        found = {}
+        try:
+            for request in {ticket.request for ticket in last}:
+                for row in await asyncio.to_thread(self._decisions.of, request):
+                    found[request, row.position] = row
+        except StoreError:
+            return {}
+        there = {}
+        for ticket, row in last.items():
+            stands = found.get((ticket.request, ticket.position))
+            if stands and stands.step >= first[ticket].step:
+                there[ticket] = stands
+                if stands != row and not self._told_of_others:
+                    self._told_of_others = True
+                    warn("Another process decides on the same items in the same store, and what it wrote first holds. "
+                         "People are asked twice like this: give each server a store of its own (store=…).")
+        return there
+
+    def _note(self, steps: Iterable[tuple[Ticket, Logged]]) -> None:
+        """These are on disk."""
+        for ticket, row in steps:
             ticket.step(row)
             if row.answer is not None:
                 self._close(ticket)
-
-    async def _stand_there(self, rows: Sequence[Logged]) -> bool:
-        """Whether all of these are in the log, as far as that can be read."""
-        try:
-            for request in {row.request for row in rows}:
-                latest = {row.position: row for row in await asyncio.to_thread(self._decisions.of, request)}
-                wanted = {row.position: row for row in rows if row.request == request}
-                if any(position not in latest or latest[position].step < row.step
-                       for position, row in wanted.items()):
-                    return False
-        except StoreError:
-            return False
-        return True
 
     def _close(self, ticket: Ticket) -> None:
         """It is no longer among those without an answer."""
@@ -482,7 +494,7 @@ class Cascade:
             await self._to_people(ticket, None, teacher, None, words)
         say(f"Taken up again: {len(for_people)} item(s) wait for people, {len(for_the_llm)} for the LLM.")
         if for_the_llm:
-            self._go_on(self._ask_again(for_the_llm))
+            self._go_on(self._ask_again(for_the_llm)).add_done_callback(_tell_of_mistake)
 
     async def _ask_again(self, tickets: Sequence[Ticket]) -> None:
         """A few at a time: each holds its image in memory, and clients of today want the LLM as well."""
@@ -501,3 +513,10 @@ class Cascade:
                 await self._escalate(ticket, Escalation(ticket.key, ticket.opinion, reason), payload)
 
         await asyncio.gather(*(one(ticket) for ticket in tickets))
+
+
+def _tell_of_mistake(task: asyncio.Task[Any]) -> None:
+    """Nobody waits for an escalation's end, so that a mistake of ours there would pass in silence."""
+    error = None if task.cancelled() else task.exception()
+    if error and not isinstance(error, StoreError):  # which was told where it arose
+        warn(f"An escalation stays open until the next start, by a mistake that nobody foresaw: {error!r}")

@@ -29,7 +29,7 @@ def new_request(at: datetime) -> str:
 class Log:
     """`async with Log(decisions) as log`: writes in one thread of its own. On leaving, what was handed over is written.
 
-    More than `most_waiting` rows are not taken.
+    More than `most_waiting` rows are not taken, but for those of one writer, be it ever so many, where no others wait.
     """
 
     def __init__(self, decisions: DecisionLog, *, most_waiting: int = MOST_WAITING) -> None:
@@ -62,7 +62,7 @@ class Log:
         their own fault. A writer that is cancelled stops waiting; its rows are written all the same, once."""
         if not self._thread:
             raise StoreError("The decision log is closed: the server is stopping. Ask again when it is back.")
-        if self._waiting + len(rows) > self._most_waiting:
+        if self._waiting and self._waiting + len(rows) > self._most_waiting:
             raise StoreError(f"The decision log is {self._waiting} rows behind, and takes no more until the disk has "
                              "caught up: wait, or find out what holds it.")
         if not rows:

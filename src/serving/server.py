@@ -5,24 +5,26 @@ Knows what the parts are called, and nothing about runs or config: how images be
 
 import asyncio
 import contextlib
+import gc
 import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
 
 import aiohttp
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from src.cascade.policy import Policy
 from src.console import say, warn
 from src.data.escalations import served_folder
-from src.errors import StoreError
+from src.errors import ConfigError, StoreError
 from src.metrics import Floats
 from src.serving.access import Access
 from src.serving.app import HURRY, STOPPING, make_app
@@ -56,15 +58,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Serving:
-    """What is served to whom. `teacher` makes the lane to the LLM, of the store and what was spent in the hour before,
-    in US dollars; None where nobody is asked. `truths` (item → class) are known in a rehearsal alone. All state lies
-    below `home` and in `store`. Of `samples`, `sample_traffic` a second are sent by the server to itself, so that there
-    is something to look at."""
+    """What is served to whom. `teacher` makes the lane to the LLM, of the store; None where nobody is asked. `truths`
+    (item → class) are known in a rehearsal alone. All state lies below `home` and in `store`. Of `samples`,
+    `sample_traffic` a second are sent by the server to itself, so that there is something to look at."""
 
     task: TaskSpec
     model: Model
     policy: Policy
-    teacher: Callable[[Store, float], TeacherLane] | None
+    teacher: Callable[[Store], TeacherLane] | None
     rehearsal: bool
     truths: Mapping[str, str]
     spec: ServingSpec
@@ -78,7 +79,8 @@ class Serving:
 
 
 def serve(what: Serving, ready: Callable[[str], None] = lambda address: None) -> None:
-    """Serve until SIGINT or SIGTERM, and then bring what was accepted to its end; a second signal ends at once.
+    """Serve until SIGINT or SIGTERM, and then bring what was accepted to its end; a second signal ends as
+    soon as the database lets go of what is being written.
 
     `ready` is called with the address once it answers. Raises ConfigError and StoreError.
     """
@@ -91,6 +93,9 @@ async def _serve(what: Serving, ready: Callable[[str], None]) -> None:
         stack.enter_context(_signals(stop))
         cascade, app = await _assemble(stack, what)
         tally = app[TALLY]
+        # What is there by now stays; to go through it again takes the collector, and all clients, a third of a second.
+        gc.freeze()
+        stack.callback(gc.unfreeze)
         host, port = await stack.enter_async_context(
             listening(app, what.spec.host, what.spec.port, end_within_s=ANSWERED_WITHIN_S))
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -150,6 +155,7 @@ class _TalliedLog:
 
 async def _assemble(stack: AsyncExitStack, what: Serving) -> tuple[Cascade, aiohttp.web.Application]:
     spec, task = what.spec, what.task
+    stack.enter_context(_alone(served_folder(what.home, task.name)))
     store, decisions = Store(what.store), DecisionLog(what.store)
     stack.callback(store.close)
     stack.callback(decisions.close)
@@ -161,9 +167,7 @@ async def _assemble(stack: AsyncExitStack, what: Serving) -> tuple[Cascade, aioh
     lane = Lane(lease_s=spec.lease_s, second_opinion_share=spec.second_opinion_share)
     teacher = None
     if what.teacher:
-        hour_ago = datetime.now(UTC) - timedelta(hours=1)
-        spent = sum(row.cost_usd for row in decisions.read(task=task.name, since=hour_ago))
-        teacher = await stack.enter_async_context(what.teacher(store, spent))
+        teacher = await stack.enter_async_context(what.teacher(store))
     cascade = await stack.enter_async_context(Cascade(
         task=task, student=what.model.name, policy=what.policy, batcher=batcher, see=what.model.see, teacher=teacher,
         lane=lane, log=_TalliedLog(log, tally), decisions=decisions, payloads=payloads, spec=spec,
@@ -177,6 +181,22 @@ async def _assemble(stack: AsyncExitStack, what: Serving) -> tuple[Cascade, aioh
                                  rehearsal=what.rehearsal, max_pixels=what.max_pixels))
     app[TALLY] = tally
     return cascade, app
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two servers of one task would show people the same items, and both take their answers. Raises ConfigError."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError("home", str(folder.parents[2]), f"another server of the task {folder.name!r} runs there: "
+                          "stop that one, or give this one a home= of its own") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -61,9 +63,10 @@ class TeacherLane:
     """`async with TeacherLane(...) as lane: reply, annotator = await lane.ask(key, payload, within_s=20)`.
 
     `gold` (item → class, of the *choose* part) says how far its answers can be believed, by what the store holds of
-    them when this begins. `max_usd_per_hour` counts what this process spends, and `spent_usd` of the hour before;
-    other processes' spending is not known. With `rehearsal`, a stand-in answers, about the items of `truths` (item →
-    class) alone. `spec` says how many are asked at once, how often, and at which pace; `job` names who pays.
+    them when this begins. `max_usd_per_hour` counts what this process spends, and what `job` did by the store in the
+    hour before, whether anybody still waited for it or not; other processes' spending is not known. With `rehearsal`, a
+    stand-in answers, about the items of `truths` (item → class) alone. `spec` says how many are asked at once, how
+    often, and at which pace; `job` names who pays.
 
     Raises ConfigError for recorded answers: they are about other items.
     """
@@ -71,7 +74,7 @@ class TeacherLane:
     def __init__(self, *, task: TaskSpec, teacher: Teacher, how: Shown, spec: LabelerSpec, store: Store,
                  gold: Mapping[str, str], max_usd_per_hour: float, max_pixels: int,
                  rehearsal: RehearsalSpec | None = None, truths: Mapping[str, str] | None = None,
-                 spent_usd: float = 0.0, seed: int = 0, job: str = "", breaker: Breaker | None = None,
+                 seed: int = 0, job: str = "", breaker: Breaker | None = None,
                  clock: Callable[[], float] = time.monotonic) -> None:
         if teacher.answers:
             raise ConfigError("teacher.answers", teacher.answers, "a server is asked about images that nobody has "
@@ -82,7 +85,7 @@ class TeacherLane:
         self._gold, self._truths, self._max_pixels, self._job = gold, truths or {}, max_pixels, job
         self._prompt = render(task, how)
         self._clock = clock
-        self.budget = HourlyBudget(max_usd_per_hour, spent_usd, clock=clock)
+        self.budget = HourlyBudget(max_usd_per_hour, clock=clock)
         self._breaker = breaker or Breaker(clock=clock)
         self._pacer = Pacer(
             backoff_s=spec.backoff_s, max_backoff_s=min(spec.max_backoff_s, LONGEST_BACKOFF_S), seed=seed,
@@ -100,6 +103,8 @@ class TeacherLane:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await asyncio.to_thread(book_the_dead, self._store)
+            hour_ago = datetime.now(UTC) - timedelta(seconds=HOUR_S)
+            self.budget.book(await asyncio.to_thread(partial(self._store.spent, self._job, since=hour_ago)))
             on_gold = await asyncio.to_thread(self._read, list(self._gold))
             self._confidence = confidence(on_gold, self._gold, self._task)
             self._requests.dearest_usd = max((a.cost_usd for a in on_gold), default=0.0)
@@ -249,13 +254,15 @@ class TeacherLane:
         failure, held = Failure.TIMEOUT, True
         try:
             while True:
-                reserved = self._requests.at_most(worst, tries.fault)
-                if not self.budget.reserve(reserved):
-                    return self._over_budget()
+                # The budget comes last: what only waits for its turn must not keep it from those whose turn it is.
                 permit = await self._pacer.ready(self._usual_tokens)
                 if not question.waiting or self._closing or not self._breaker.admits(question):
-                    self._requests.give_back(reserved, permit)
+                    self._pacer.done(permit, tokens=0, refused=False, retry_after_s=None)
                     return Reply(failure=self._breaker.why or failure)
+                reserved = self._requests.at_most(worst, tries.fault)
+                if not self.budget.reserve(reserved):
+                    self._pacer.done(permit, tokens=0, refused=False, retry_after_s=None)
+                    return self._over_budget()
                 question.sent = True
                 outcome, cost_usd = await self._requests.send(self._client, tries, seen, reserved, permit)
                 question.sent = False

@@ -153,9 +153,12 @@ class Store:
             for chunk in chunks:
                 yield from map(Answered._make, connection.execute(chunk))
 
-    def spent(self, job: str) -> float:
-        """What all annotations of one job cost, in US dollars."""
-        query = sa.select(sa.func.sum(annotations.c.cost_usd)).where(annotations.c.job == job)
+    def spent(self, job: str, *, since: datetime | None = None) -> float:
+        """What all annotations of one job cost, in US dollars; of those made from `since` on, where it is given."""
+        c = annotations.c
+        query = sa.select(sa.func.sum(c.cost_usd)).where(c.job == job)
+        if since:
+            query = query.where(c.created_at >= since.astimezone(UTC).replace(tzinfo=None))
         with self._database.reading() as connection:
             return float(connection.execute(query).scalar() or 0.0)
 

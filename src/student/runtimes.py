@@ -203,7 +203,7 @@ def _openvino(path: Path, description: Description, dtype: str, threads: int) ->
             properties.inference_num_threads: 1 if size == 1 and side**2 <= ALONE_PIXELS else threads,
             properties.hint.enable_cpu_pinning: False,
         })
-        return library.AsyncInferQueue(compiled, streams), compiled.create_infer_request()
+        return library.AsyncInferQueue(compiled, streams)
 
     def answer(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         count = len(pixels)
@@ -217,10 +217,7 @@ def _openvino(path: Path, description: Description, dtype: str, threads: int) ->
             found[start : start + size] = request.get_output_tensor().data
 
         with lock:
-            requests, alone = queue(size)
-            if whole == size:  # nothing to do at the same time: no other thread need be woken for it
-                alone.infer({0: pixels}, share_inputs=True)
-                return np.array(alone.get_output_tensor().data[:count])
+            requests = queue(size)
             requests.set_callback(store)
             for start in range(0, whole, size):
                 requests.start_async({0: pixels[start : start + size]}, start, share_inputs=True)
