@@ -1,5 +1,5 @@
 """Print what this machine reaches: `python -m src.benchmark suite=training` (or `labeling`, `consensus`,
-`guarantee`, `inference`, `serving`).
+`guarantee`, `inference`, `serving`, `tracking`).
 
 Everything that is compared runs in the same process or the same call, alternating; nothing is tested here, and nothing
 leaves the machine.
@@ -14,7 +14,7 @@ from src.config import CONF, Benchmark, output_folder, read
 from src.console import entry_point
 from src.errors import ConfigError
 
-SUITES = ("training", "labeling", "consensus", "guarantee", "inference", "serving")
+SUITES = ("training", "labeling", "consensus", "guarantee", "inference", "serving", "tracking")
 
 
 @hydra.main(config_path=CONF, config_name="benchmark", version_base="1.3")
@@ -34,6 +34,11 @@ def main(cfg: DictConfig) -> None:
         from src.benchmarks import guarantee
 
         guarantee.run()
+        return
+    if asked.suite == "tracking":
+        from src.benchmarks import tracking
+
+        tracking.run(epochs=asked.steps, repeats=asked.repeats)
         return
     if asked.suite == "inference":
         from src.benchmarks import inference, students

@@ -24,6 +24,7 @@ from src.console import entry_point, say, table, warn
 from src.errors import ConfigError, DataError
 from src.metrics import Bools, Floats, Interval, Ints
 from src.quality.agreement import teacher_accuracy
+from src.record import refresh_report
 from src.reopen import Past, reopen, student_of, truths
 from src.reporting import certificates
 from src.store import Store
@@ -212,6 +213,7 @@ def record(past: Past, asked: Certification, student: Student, calibrated: Calib
     table(f"{stored.name}, precision {spec.target_precision:g} {note}".strip(), rows, ("what", "figure"))
     say(told + (f" {note}" if note else ""))
     say(f"Certificate, calibration and picture: MLflow run {run.id}")
+    refresh_report(asked.tracking.uri, stored.id, past.dataset.splits, out)
 
 
 def figures(certificate: Certificate, paid: Budget, teacher: Interval | None) -> dict[str, float]:

@@ -17,12 +17,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.calibration.spec import CalibrationSpec
 from src.cascade.spec import CascadeSpec
+from src.cost_model import Inputs
 from src.data.spec import DataSpec
 from src.errors import ConfigError, FlywheelError
 from src.labeling.ask import RehearsalSpec
 from src.labeling.spec import LabelerSpec
 from src.labeling.teacher import Teacher
 from src.quality.spec import QualitySpec
+from src.reporting.sweeps import check_choice
 from src.serving.spec import ServingSpec
 from src.student.protocol import DTYPES, RUNTIMES
 from src.student.spec import ACCELERATORS, StudentSpec, TrainerSpec
@@ -38,11 +40,12 @@ CONF = str(Path(__file__).parents[1] / "conf")
 @dataclass
 class TrackingSpec:
     """`uri` is MLflow's tracking address; `experiment` its experiment; `artifacts` where it keeps files when the
-    address is a local database."""
+    address is a local database. A student is registered as `register`, where a name is given."""
 
     uri: str
     experiment: str
     artifacts: str
+    register: str | None = None
 
 
 @dataclass
@@ -97,6 +100,54 @@ class Review(Job):
                 raise ConfigError(key, getattr(self, key), f"one of {', '.join(allowed)}")
         if (self.action, self.format) == ("import", "label_studio") and not self.file:
             raise ConfigError("file", self.file, "the file that Label Studio exported, as JSON or JSON-MIN")
+
+
+@dataclass
+class Dimension:
+    """What a search may give one key: numbers from `low` to `high`, evenly by their logarithm with `log` and whole ones
+    with `whole`; or one of `values`."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    whole: bool = False
+    values: list[Any] | None = None
+
+
+@dataclass
+class SearchSpec:
+    """`trials` trainings in all, each a point of `space`, which is keyed by dotted keys of a job. The best is found by
+    `choose_by`: validation or gold. A search goes on where the `study` of that name in home/optuna.db stopped."""
+
+    study: str
+    trials: int
+    choose_by: str
+    space: dict[str, Dimension]
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise ConfigError("search.trials", self.trials, "1 or more")
+        check_choice(self.choose_by, "search.choose_by")
+        if not self.space:
+            raise ConfigError("search.space", self.space, "one key or more, as in conf/search.yaml")
+        for name, span in self.space.items():
+            key = f"search.space[{name}]"
+            if span.values is not None:
+                if len(span.values) < 2 or (span.low, span.high) != (None, None):
+                    raise ConfigError(key, span.values, "two values or more, without low and high")
+            elif span.low is None or span.high is None or not span.low < span.high:
+                raise ConfigError(key, f"{span.low} to {span.high}", "values, or low and a larger high")
+            elif span.log and not span.low > 0:
+                raise ConfigError(key, span.low, "more than 0 for log")
+            elif span.whole and not (span.low == int(span.low) and span.high == int(span.high)):
+                raise ConfigError(key, f"{span.low} to {span.high}", "whole numbers")
+
+
+@dataclass
+class Search(Job):
+    """A job's keys, and what is searched for among them."""
+
+    search: SearchSpec
 
 
 @dataclass
@@ -180,6 +231,40 @@ class Comparison:
             raise ConfigError("sweep", self.sweep, "the id of a multirun's parent run, as the MLflow UI shows it")
         if not self.key or self.key == "seed":
             raise ConfigError("key", self.key, "a dotted key of the runs' config.yaml; seeds are what is averaged over")
+
+
+@dataclass
+class Cost(Inputs):
+    """What the money depends on, taken from the training run `run` and its newest evaluation where one is named and
+    nothing else is given; `draws` worlds by `seed` make the intervals."""
+
+    home: str
+    run: str | None
+    draws: int
+    seed: int
+    tracking: TrackingSpec
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.draws < 100:
+            raise ConfigError("draws", self.draws, "100 or more")
+        if self.seed < 0:
+            raise ConfigError("seed", self.seed, "0 or more")
+        if self.run == "":
+            raise ConfigError("run", self.run, "the id of a training run, a registered model, latest, or null")
+
+
+@dataclass
+class Report:
+    """`run` is the labelling or training run to report on: an id, a registered model, or "latest"."""
+
+    home: str
+    run: str
+    tracking: TrackingSpec
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise ConfigError("run", self.run, "the id of a run, as the MLflow UI shows it, or latest")
 
 
 @dataclass
@@ -305,8 +390,10 @@ def moment(key: str, value: str | None) -> datetime | None:
         raise ConfigError(key, value, "a day or time such as 2026-11-23 or 2026-11-23T09:30+01:00, or null") from None
 
 
-for name, schema in (("job", Job), ("review", Review), ("evaluation", Evaluation), ("certification", Certification),
-                     ("comparison", Comparison), ("serve", Serve), ("decisions", Decisions), ("benchmark", Benchmark)):
+for name, schema in (("job", Job), ("review", Review), ("search", Search),
+                     ("evaluation", Evaluation), ("certification", Certification),
+                     ("comparison", Comparison), ("cost", Cost), ("report", Report), ("serve", Serve),
+                     ("decisions", Decisions), ("benchmark", Benchmark)):
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
 

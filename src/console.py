@@ -84,7 +84,8 @@ def entry_point(job: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
         try:
             job(cfg)
         except KeyboardInterrupt:
-            console.print("Interrupted. What was answered is kept; the same command goes on from here.")
+            # Not `console` itself: a worker process is sent this function with all that it names, and that has a lock.
+            say("Interrupted. What was answered is kept; the same command goes on from here.")
             raise SystemExit(130) from None
 
     return wrapped

@@ -19,7 +19,7 @@ from src.errors import DataError, TeacherError
 from src.labeling.ask import Survey
 from src.labeling.migrate import MIGRATED
 from src.labeling.replay import RECORDED
-from src.record import record_judgements, result_rows, speed_figures
+from src.record import record_judgements, refresh_report, result_rows, speed_figures
 from src.reopen import Past, reopen, student_of
 from src.store import Store
 from src.student.device import resolve
@@ -61,6 +61,7 @@ def main(cfg: DictConfig) -> None:
         else:
             warn(f"No items in the {asked.part} part, so no cascade was replayed: part=gold, or items=FOLDER.")
     say(f"Pictures and tables: MLflow run {run.id}")
+    refresh_report(asked.tracking.uri, stored.id, past.dataset.splits, out)
 
 
 def items_of(past: Past, asked: Evaluation) -> list[Item]:

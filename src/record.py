@@ -1,14 +1,18 @@
 """What a job leaves behind in its MLflow run and on the console.
 
+The files that a report is made of lie in the job's output folder as they lie in the run, so that it is made alike at
+the end of a job (`record_report`) and ever after (`report_again`).
+
 Joins the records with the pictures and pages of `reporting/`; decides nothing. What draws is loaded where it is needed:
 it takes memory while a million items are asked about.
 """
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +22,22 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from src.config import Job, output_folder, recorded
-from src.console import say, table
+from src.console import say, table, warn
 from src.data.images import load
+from src.data.splits import Splits
+from src.errors import FlywheelError
 from src.labels import Labelled
+from src.reporting import notes
 from src.reporting.datacard import datacard
 from src.task import TaskSpec
-from src.tracking import Run, open_run
+from src.tracking import Run, certificates, open_run
+from src.tracking.kept import Kept, about, keep, kept
+
+TABLES = "tables"
 
 if TYPE_CHECKING:  # importing these loads torch, which labelling alone does without
     from src.calibration.calibrate import Calibrated
+    from src.reporting.findings import Findings
     from src.student.distil import Distilled
     from src.student.judge import Judged, Judgement
 
@@ -37,14 +48,15 @@ def run_of(cfg: DictConfig, job: Job, *, stage: str) -> Iterator[Run | None]:
     if job.labeler.dry_run:
         yield None
         return
-    name = f"{job.task.name} {stage}" if stage == "label" else f"{job.task.name} {job.student.name} s{job.seed}"
+    name = f"{job.task.name} labels, {job.teacher.model}" if stage == "label" else \
+        f"{job.task.name} {job.student.name} {job.student.input_size}px s{job.seed}"
     tags = {"flywheel.stage": stage, "task": job.task.name, "metric": job.task.metric, "data": job.data.name,
             "teacher": job.teacher.model, "student": job.student.name}
     with open_run(uri=job.tracking.uri, experiment=job.tracking.experiment, artifacts=Path(job.tracking.artifacts),
                   name=name, tags=tags) as run:
         config = recorded(cfg)
         run.params(config)
-        run.text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "config.yaml")
+        _text(run, yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "config.yaml")
         yield run
 
 
@@ -59,18 +71,22 @@ def record_labels(run: Run, made: Labelled, task: TaskSpec) -> None:
         run.file(path)
     run.figure(figures.label_votes(made.outcome(), title="Where the labels stand", note=made.stand_ins), "labels")
     judged = made.gold_accuracy.items()
-    run.table(pd.DataFrame([{"annotator": who, "accuracy": i.value, "low": i.low, "high": i.high, "n": i.n}
-                            for who, i in judged], columns=["annotator", "accuracy", "low", "high", "n"]), "annotators")
+    _table(run, pd.DataFrame([{"annotator": who, "accuracy": i.value, "low": i.low, "high": i.high, "n": i.n}
+                              for who, i in judged], columns=["annotator", "accuracy", "low", "high", "n"]),
+           "annotators")
     for place, (who, matrix) in enumerate(made.gold_confusion.items(), start=1):
         counts = pd.DataFrame(matrix, columns=task.names)
         counts.insert(0, "truth", task.names)
         name = f"confusion_teacher{place if len(made.gold_confusion) > 1 else ''}_gold"
-        run.table(counts, name)
+        _table(run, counts, name)
         run.figure(figures.confusion(matrix, task.names, title=f"Teacher's answers on gold: {who[:60]}",
                                      note=made.stand_ins), name)
     prompt = made.answers.prompt
     schema = json.dumps(prompt.schema, indent=1)
-    run.text(f"SYSTEM\n{prompt.system}\n\nUSER\n{prompt.user}\n\nANSWER'S SCHEMA\n{schema}\n", "prompt.txt")
+    registered = run.prompt(f"{task.name}-{task.version}", system=prompt.system, user=prompt.user,
+                            schema=prompt.schema, digest=prompt.hash)
+    run.tags({"prompt": registered} if registered else {})
+    _text(run, f"SYSTEM\n{prompt.system}\n\nUSER\n{prompt.user}\n\nANSWER'S SCHEMA\n{schema}\n", "prompt.txt")
     parts = made.dataset.splits.sizes()
     rows = [{"item": item.key, "file": item.name, "split": part, "group": item.group or ""}
             for part in parts for item in getattr(made.dataset.splits, part)]
@@ -79,6 +95,7 @@ def record_labels(run: Run, made: Labelled, task: TaskSpec) -> None:
     card = output_folder() / "datacard.md"
     card.write_text(datacard(made, task), encoding="utf-8")
     run.file(card)
+    record_report(run, made)  # labels are worth one even where no student comes of them
 
 
 def record_student(run: Run, student: "Distilled", judged: "Judged", calibrated: "Calibrated", made: Labelled,
@@ -92,10 +109,12 @@ def record_student(run: Run, student: "Distilled", judged: "Judged", calibrated:
     for path in (student.checkpoint, *([student.exported] if student.exported else [])):
         run.file(path)
     example = next(iter(judged.parts.values())).items[0]
-    run.model(student.checkpoint, student.trained.classes, Path(example.payload).read_bytes())
+    model = run.model(student.checkpoint, student.trained.classes, Path(example.payload).read_bytes(),
+                      register=job.tracking.register)
     summary = output_folder() / "eval.json"
     summary.write_text(json.dumps(evaluation(run.id, judged, student, made, job), indent=2), encoding="utf-8")
     run.file(summary)
+    record_report(run, made)
     rows = [*result_rows(judged, job.task.metric), *rows]
     rows.insert(0, ("agreement with the teacher (validation)",
                     f"{student.fitted.val_agreement:.3f}, n={len(student.validation)}"))
@@ -103,7 +122,57 @@ def record_student(run: Run, student: "Distilled", judged: "Judged", calibrated:
         rows.append(("the teacher's own accuracy on gold", str(teacher)))
     paid = " (rehearsed)" if made.rehearsed else ""
     rows.append(("cost of the labels", f"${made.answers.cost_usd:.4f}{paid}"))
+    run.describe(notes.training(
+        note=made.stand_ins, task=f"{job.task.name}, version {job.task.version}", teacher=job.teacher.model,
+        student=f"{job.student.name} at {job.student.input_size} px", figures=rows, links=run.links(model),
+    ))
     table(f"Results {made.stand_ins}".strip(), rows, ("what", "figure"))
+
+
+def record_report(run: Run, made: Labelled) -> None:
+    """`report.html`, of what lies in the output folder by now."""
+    from src.reporting.findings import read_findings
+
+    folder = output_folder()
+    found = read_findings(folder, run=run.id, when=datetime.now(UTC), stand_ins=made.stand_ins, figures=made.figures(),
+                          images=images_of(made.dataset.splits))
+    run.file(_write_report(found, folder))
+
+
+def report_again(uri: str, past: Kept, images: Mapping[str, Path], out: Path) -> Path:
+    """The same for a run of earlier, with the certificates and replays that there are of it by now; in the run it takes
+    the place of the one before. Raises DataError and TrackingError."""
+    from src.reporting.findings import Replay, read_findings
+
+    tables = [(one, one.folder / TABLES / "cascade.json") for one in
+              about(uri, past.id, "flywheel.evaluates", (), TABLES, out / "evaluations")]
+    replays = [Replay(one.id, one.when, pd.DataFrame(**json.loads(path.read_text(encoding="utf-8"))))
+               for one, path in tables if path.exists()]
+    found = read_findings(past.folder, run=past.id, when=past.when,
+                          stand_ins=past.tags.get("rehearsal", "no").removeprefix("no"), figures=past.metrics,
+                          certificates=[one for one, _ in certificates(uri, past.id, out)], replays=replays,
+                          images=images)
+    path = _write_report(found, out)
+    keep(uri, past.id, path)
+    return path
+
+
+def refresh_report(uri: str, run_id: str, splits: Splits, out: Path) -> None:
+    """Make the report of a training run again, now that more is known. What was found stands without it, so that it
+    raises nothing."""
+    from src.reporting.findings import FILES
+
+    try:
+        path = report_again(uri, kept(uri, run_id, FILES, TABLES, out / "report"), images_of(splits), out)
+        say(f"Report, with this in it: {path}  (and report.html in the MLflow run {run_id})")
+    except FlywheelError as error:
+        warn(f"The report was not made again: {error}")
+
+
+def images_of(splits: Splits) -> dict[str, Path]:
+    """Where the image of each item lies, by its key, but for those that certify: nobody is to look at these."""
+    return {item.key: item.payload for part in (splits.choose, splits.pool, splits.test) for item in part
+            if isinstance(item.payload, Path)}
 
 
 def record_predictions(run: Run, student: "Distilled", judged: "Judged") -> None:
@@ -223,6 +292,28 @@ def show_where(run: Run, job: Job) -> None:
     home = "" if job.home == "mlruns" else f" home={job.home}"
     say(f"Figures and pictures again: .venv/bin/python -m src.evaluate run={run.id}{home}")
     say(f"Promise how right its answers are: .venv/bin/python -m src.certify run={run.id}{home}")
+
+
+def _write_report(found: "Findings", folder: Path) -> Path:
+    from src.reporting.report import page
+
+    path = folder / "report.html"
+    path.write_text(page(found), encoding="utf-8")
+    return path
+
+
+def _text(run: Run, text: str, name: str) -> None:
+    path = output_folder() / name
+    path.write_text(text, encoding="utf-8")
+    run.file(path)
+
+
+def _table(run: Run, rows: pd.DataFrame, name: str) -> None:
+    """In the run, and in the output folder as it lies there."""
+    run.table(rows, name)
+    path = output_folder() / TABLES / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(rows.to_json(orient="split", index=False), encoding="utf-8")
 
 
 def _mistakes(judgement: "Judgement", classes: list[str], max_pixels: int, title: str, note: str) -> Any:

@@ -1,8 +1,9 @@
 """A training run of earlier, ready to be judged, certified or measured: its config, its files and its items."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,19 +51,25 @@ def reopen(uri: str, run: str, *, home: Path, out: Path) -> Past:
     """Fetch the run's files into `out` and open its items. Raises TrackingError where there is no such training run,
     and what opening data raises."""
     stored = find(uri, run, out)
+    job = job_of(stored.config, run)
+    dataset = open_dataset(job.task, job.data, home=home, download=job.rehearsal.mode != "always",
+                           stand_in=job.rehearsal.mode != "never")
+    return Past(stored, job, dataset)
+
+
+def job_of(config: Mapping[str, Any], run: str) -> Job:
+    """The typed config of a run of earlier. Raises DataError for one that this version cannot read."""
     # Runs of before a group of keys was added have none of it: what stands in conf/ holds for them.
     later = OmegaConf.create({"calibration": OmegaConf.load(Path(CONF, "calibration", "default.yaml")),
                               "student": {"export": False}})
     try:
-        config = OmegaConf.merge(OmegaConf.structured(Job), later, stored.config)
+        merged = OmegaConf.merge(OmegaConf.structured(Job), later, config)
     except OmegaConfBaseException as error:
         raise DataError(f"config.yaml of run={run!r} cannot be read by this version of Flywheel "
                         f"({str(error).splitlines()[0]}): use the version that made it, or train again.") from error
-    assert isinstance(config, DictConfig)
-    job: Job = read(config, Job)
-    dataset = open_dataset(job.task, job.data, home=home, download=job.rehearsal.mode != "always",
-                           stand_in=job.rehearsal.mode != "never")
-    return Past(stored, job, dataset)
+    assert isinstance(merged, DictConfig)
+    job: Job = read(merged, Job)
+    return job
 
 
 def check_same_task(student: Trained, past: Past) -> None:

@@ -10,7 +10,7 @@ from conftest import composed
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from src.config import Benchmark, Decisions, Evaluation, Job, Review, Serve, read, recorded, without_passwords
+from src.config import Benchmark, Cost, Decisions, Evaluation, Job, Review, Serve, read, recorded, without_passwords
 from src.errors import ConfigError
 from src.labeling.prompt import render
 
@@ -29,11 +29,11 @@ NEEDS = {("teacher", "openai_compatible"): ["teacher.model=any"],
 
 def test_no_file_is_left_out() -> None:
     seen = len(CHOICES) + len(EXPERIMENTS) + len(ABLATIONS)
-    groups = ("data/source", "rehearsal/errors", "cascade", "serving")
+    groups = ("data/source", "rehearsal/errors", "cascade", "serving", "cost")
     inner = sum(len([*(CONF / group).glob("*.yaml")]) for group in groups)
     top = {path.name for path in CONF.glob("*.yaml")}
-    assert top == {"job.yaml", "evaluate.yaml", "certify.yaml", "compare.yaml", "review.yaml", "benchmark.yaml",
-                   "decisions.yaml", "serve.yaml", "hydra_outputs.yaml"}
+    assert top == {"job.yaml", "search.yaml", "evaluate.yaml", "certify.yaml", "compare.yaml", "cost.yaml",
+                   "report.yaml", "review.yaml", "benchmark.yaml", "decisions.yaml", "serve.yaml", "hydra_outputs.yaml"}
     assert seen + inner + len(top) == len(list(CONF.rglob("*.yaml")))
 
 
@@ -239,6 +239,33 @@ def test_a_servers_own_keys_are_checked(values: list[str], message: str) -> None
     with pytest.raises(ConfigError) as error:
         read(changed(composed("serve", "run=abc"), *values), Serve)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("overrides", [["volume=1e6"], *([f"+cost={path.stem}"] for path in
+                                                        sorted((CONF / "cost").glob("*.yaml")))])
+def test_every_cost_composes_and_says_its_command(overrides: list[str]) -> None:
+    assert read(composed("cost", *overrides), Cost).volume > 0
+    if overrides[0].startswith("+"):
+        assert overrides[0] in (CONF / "cost" / f"{overrides[0].removeprefix('+cost=')}.yaml").read_text()
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    (["volume=-1"], "volume=-1.0 is not allowed: more than 0"),
+    (["volume=.nan"], "volume=nan is not allowed: a finite number"),
+    (["escalation_rate=1.2"], "escalation_rate=1.2 is not allowed: a share in [0, 1]"),
+    (["draws=10"], "draws=10 is not allowed: 100 or more"),
+    (["seed=-1"], "seed=-1 is not allowed: 0 or more"),
+    (["run=''"], "run='' is not allowed"),
+])
+def test_the_keys_of_costs_are_checked(values: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read(changed(composed("cost", "volume=1e6"), *values), Cost)
+    assert message in str(error.value)
+
+
+def test_costs_need_a_volume() -> None:
+    with pytest.raises(ConfigError, match="this key has no default; give volume=…"):
+        read(composed("cost"), Cost)
 
 
 def test_no_experiment_repeats_a_default() -> None:

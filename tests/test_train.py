@@ -1,5 +1,6 @@
 """The whole job, end to end, on real digits with the stand-in teacher; small, so the figures themselves mean little."""
 
+import atexit
 import hashlib
 import json
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from jobs import call, runs
 from mlflow.entities import Run
 from PIL import Image
 
-from src import evaluate, label, tracking, train
+from src import evaluate, label, train
 from src.calibration.calibrate import calibrate
 from src.calibration.calibrators import from_dict, to_dict
 from src.cascade.policy import Policy
@@ -33,7 +34,7 @@ METRICS = {"label/agreement", "label/kappa", "label/mapped_agreement", "label/go
            "calibration/brier_before", "calibration/brier_after", "calibration_test/ece_after",
            "throughput/items_per_second", "latency/p50_ms", "latency/p95_ms"}
 FILES = {"labels_llm.csv", "review_labels.csv", "eval.json", "mobilenet.pt", "datacard.md", "prompt.txt", "config.yaml",
-         "calibration.json", "predictions.csv", "model.onnx"}
+         "calibration.json", "predictions.csv", "model.onnx", "report.html"}
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +335,7 @@ def test_unknown_runs_are_refused(home: Path, first: Run, capsys: pytest.Capture
 def test_a_multirun_is_one_parent_and_pays_once(tmp_path: Path, home: Path, first: Run,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     closing: list[tuple[Callable[..., None], tuple[str, ...]]] = []
-    monkeypatch.setattr(tracking.atexit, "register", lambda close, *args: closing.append((close, args)))
+    monkeypatch.setattr(atexit, "register", lambda close, *args: closing.append((close, args)))
     (tmp_path / "data").symlink_to(home / "data")  # all else is new, and its labels are yet to be paid for
     status = call(label.main, "-m", *SMALL, f"home={tmp_path}", f"tracking.uri=sqlite:///{home}/mlflow.db",
                   "quality.min_confidence=0,2,0.5")

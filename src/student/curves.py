@@ -5,13 +5,15 @@ from typing import Any, Protocol
 
 from lightning.pytorch.loggers import Logger
 
+BY_STEP = "train/step_"  # how the names of metrics begin that are logged at every step
+
 
 class Log(Protocol):
     def __call__(self, values: Mapping[str, float], step: int | None = None) -> None: ...
 
 
 class Curves(Logger):
-    """Passes each epoch's metrics on, with the epoch as the step."""
+    """Passes each epoch's metrics on, with the epoch as the step, and those of each step with the step's own number."""
 
     def __init__(self, log: Log) -> None:
         super().__init__()
@@ -31,5 +33,8 @@ class Curves(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         epoch = metrics.get("epoch")
         curves = {name: value for name, value in metrics.items() if name != "epoch"}
+        of_step = {name: curves.pop(name) for name in list(curves) if name.startswith(BY_STEP)}
+        if of_step:
+            self._log(of_step, step)
         if curves:
             self._log(curves, step if epoch is None else int(epoch))

@@ -75,7 +75,7 @@ def fit(data: LabelledImages, untrained: Callable[[], torch.nn.Module], spec: St
         lightning = L.Trainer(
             max_epochs=trainer.max_epochs, accelerator="gpu" if device == "cuda" else device, devices=1,
             precision="32-true", logger=logger or False, callbacks=callbacks, enable_progress_bar=False,
-            enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=checkpoints,
+            enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=checkpoints, log_every_n_steps=1,
         )
         started = time.monotonic()
         try:

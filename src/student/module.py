@@ -49,6 +49,7 @@ class ImageStudent(L.LightningModule):
             views, targets = self._mixed(views, targets)
         loss = F.cross_entropy(self.network(views), targets, label_smoothing=self.spec.label_smoothing)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
+        self.log("train/step_loss", loss, on_step=True, on_epoch=False, batch_size=len(images))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:

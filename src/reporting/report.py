@@ -1,0 +1,396 @@
+"""`report.html`: what a run found, on one page, for somebody who has never opened MLflow.
+
+One file without a script and without anything from elsewhere; pictures lie inside it. It is made of a run's findings
+alone, so that it can be made again at any time. Whatever comes from outside (class names, file names, what a model
+wrote) is escaped by the template. Every figure that decides something carries its interval and n.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from PIL import Image
+
+from src.calibration.calibrators import from_dict, to_logits
+from src.calibration.gold_needed import highest_target, least_gold, needed_gold
+from src.metrics import Floats, Interval, accepted_and_correct, proportion
+from src.reporting.findings import Findings, interval
+from src.reporting.plot import Plot, dollars, percents
+
+MISTAKES, REJECTED, ACCEPTED, CONTRADICTED = 18, 6, 10, 6  # pictures of each kind
+SIDE = 128  # pixels of a picture's longer side at most: 42 of them are 0.2 MB
+MATRIX_CLASSES = 15  # a larger table of confusions cannot be read; the pairs stand in words in any case
+CONFUSED = 6
+LEAST_SURE = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+CURVE_POINTS = 80
+SETTLED = 20  # items; the accuracy of fewer would squeeze the curve under its ceiling
+PLANNED = (1.0, 0.7, 0.5)  # shares of gold's items, surest first, for which a promise is planned
+MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+                    lstrip_blocks=True)
+
+
+def page(found: Findings) -> str:
+    """The whole file."""
+    return pages.get_template("report.html.j2").render(
+        run=found.run, when=found.when, stand_ins=found.stand_ins, rehearsal=found.stand_ins.startswith("REHEARSAL"),
+        task=found.config["task"], classes=found.classes, student_name=found.config["student"]["name"],
+        labelled=labelled(found), quality=quality(found), student=student(found), calibration=calibration(found),
+        promise=promise(found), cascades=cascades(found), money=money(found), commands=commands(found),
+        prompt=found.prompt, datacard=found.datacard,
+    )
+
+
+def labelled(found: Findings) -> dict[str, Any]:
+    """What was labelled, by whom, and what became of it."""
+    config, labels, figures = found.config, found.labels, found.figures
+    accepted = labels.accepted == "true"
+    teachers = [config["teacher"], *config.get("panel", {}).values()]
+    arbiter = config.get("arbiter")
+    sizes = (found.evaluation or {}).get("dataset", {})
+    return {
+        "n": len(labels), "accepted": int(accepted.sum()),
+        "share": proportion(int(accepted.sum()), len(labels)) if len(labels) else None,
+        "data": sizes.get("name") or config["data"]["name"],
+        "sizes": {name: size for name, size in sizes.items() if isinstance(size, int)},
+        "teachers": [teacher["model"] for teacher in teachers], "arbiter": arbiter["model"] if arbiter else None,
+        "recorded": any(teacher.get("answers") for teacher in teachers), "passes": config["labeler"]["passes"],
+        "consensus": config["quality"]["consensus"], "people": int((labels.reason == "reviewed").sum()),
+        "failed": int(figures.get("label/failed", 0)), "endings": endings(labels),
+        "sources": labels[accepted].source.value_counts().to_dict(),
+        "by_class": [(str(name), meaning, int((labels[accepted].label == str(name)).sum()))
+                     for name, meaning in config["task"]["classes"].items()],
+        "examples": _examples(found, labels[accepted & ~labels.reason.isin(["reviewed"])], ACCEPTED, "label"),
+        "rejected": _examples(found, labels[~accepted], REJECTED, "reason"),
+    }
+
+
+def endings(labels: pd.DataFrame) -> list[tuple[str, int, str]]:
+    """What became of the labels, how many, and whether it is good: `kept`, `doubt` or `lost`."""
+    accepted = labels.accepted == "true"
+    people, votes = labels.reason == "reviewed", labels.votes.str.split(" | ", regex=False)
+    split = votes.map(lambda given: len({vote for vote in given if vote not in ("", "?")}) > 1)
+    rows = [("accepted", int((accepted & ~people & ~split).sum()), "kept"),
+            ("accepted, though opinions differ", int((accepted & ~people & split).sum()), "doubt"),
+            ("accepted, by a person", int((accepted & people).sum()), "kept")]
+    reasons = labels[~accepted].reason.str.split(":").str[0].replace("", "no reason given").value_counts()
+    rows += [(str(reason), int(n), "lost") for reason, n in reasons.items()]
+    return [row for row in rows if row[1]]
+
+
+def quality(found: Findings) -> dict[str, Any]:
+    """How good the labels are, as far as gold, people and a second opinion can tell."""
+    figures = found.figures
+    judged = [{"name": row["annotator"], "accuracy": Interval(row["accuracy"], row["low"], row["high"], row["n"])}
+              for row in found.annotators.to_dict("records")]
+    confused = [(name, pairs) for name, table in found.confusions.items() if (pairs := _pairs(*_matrix(table)))]
+    return {
+        "accepted_gold": interval(figures, "label/gold_accuracy_accepted"),
+        "teacher": interval(figures, "label/gold_accuracy"), "judged": judged,
+        "truth": interval(figures, "label/truth_accuracy"), "audit": interval(figures, "label/audit_accuracy"),
+        "reviewers": interval(figures, "label/reviewer_agreement"),
+        "agreement": interval(figures, "label/mapped_agreement"), "spelt": interval(figures, "label/agreement"),
+        "kappa": figures.get("label/kappa"), "opinions": interval(figures, "label/effective_opinions"),
+        "gold_needed": int(figures["label/gold_needed"]) if figures.get("label/gold_needed") else None,
+        "second_looks": int(figures.get("label/second_looks", 0)), "confused": confused,
+        "said": figures.get("label/confidence_mean"),
+    }
+
+
+def student(found: Findings) -> dict[str, Any] | None:
+    """What the student does on items that it never saw, and where it fails; None where none was trained."""
+    if found.evaluation is None:
+        return None
+    parts = found.evaluation["parts"]
+    part = "test" if "test" in parts else "gold"
+    scores = parts[part]["scores"]
+    names, matrix = [str(row["name"]) for row in parts[part]["per_class"]], np.array(parts[part]["confusion"])
+    said = found.part(part)
+    wrong = said[said.target != said.answer].sort_values("confidence", ascending=False, kind="stable")
+    learned = found.part("validation")
+    doubted = learned[learned.target != learned.answer].sort_values("confidence", ascending=False, kind="stable")
+    agreed = int((learned.target == learned.answer).sum())
+    return {
+        "part": part, "n": int(scores[f"{part}/n"]),
+        "accuracy": interval(scores, f"{part}/accuracy", f"{part}/n"),
+        "f1": interval(scores, f"{part}/f1_macro", f"{part}/n"),
+        "on_gold": interval(parts.get("gold", {}).get("scores", {}), "gold/accuracy", "gold/n"),
+        "agreement": proportion(agreed, len(learned)) if len(learned) else None,
+        "trained_on": int(found.evaluation.get("training", {}).get("train/items", 0)),
+        "speed": found.evaluation.get("speed"), "input_size": found.evaluation.get("input_size"),
+        "per_class": [_class_row(name, matrix, place, row) for place, (name, row) in
+                      enumerate(zip(names, parts[part]["per_class"], strict=True))],
+        "matrix": _shares(names, matrix) if len(names) <= MATRIX_CLASSES else None, "names": names,
+        "confused": _pairs(names, matrix),
+        "mistakes": [_answered(found, row) for row in wrong.head(MISTAKES).itertuples()],
+        "wrong": int(matrix.sum() - matrix.trace()),
+        "doubted": [_answered(found, row) for row in doubted.head(CONTRADICTED).itertuples()],
+        "contradicted": len(doubted), "validation": len(learned),
+    }
+
+
+def calibration(found: Findings) -> dict[str, Any] | None:
+    """What the student's confidence is worth, before and after it was mended on gold."""
+    if found.calibration is None or found.predictions is None:
+        return None
+    before, after = found.calibration["before"], found.calibration["after"]
+    part = "test" if len(found.part("test")) else "gold"
+    said = found.part(part)
+    confidence, correct = _calibrated(found, said)
+    rows = []
+    for least in LEAST_SURE:
+        taken = confidence >= least
+        rows.append({"least": least, "share": proportion(int(taken.sum()), len(said)),
+                     "right": proportion(int((taken & correct).sum()), int(taken.sum())) if taken.any() else None})
+    return {"before": before, "after": after, "method": found.calibration["calibrator"]["method"],
+            "n": after["n"], "diagram": _diagram(before, after), "part": part, "thresholds": rows,
+            "curve": _curve(confidence, correct), "of": len(said)}
+
+
+def promise(found: Findings) -> dict[str, Any] | None:
+    """The certificates, one for each thing promised; without any, what gold would allow."""
+    if found.evaluation is None:
+        return None
+    newest: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for one in found.certificates:
+        newest.setdefault((one["target_precision"], one.get("runtime"), one.get("dtype"), one.get("student")), one)
+    granted = [one for one in newest.values() if one["certified"]]
+    return {"certificates": list(newest.values()), "granted": granted, "best": granted[0] if granted else None,
+            "plan": None if newest else _plan(found)}
+
+
+def cascades(found: Findings) -> dict[str, Any] | None:
+    """The newest replay of student → LLM → person; None where none was made."""
+    if not found.replays:
+        return None
+    newest = found.replays[0]
+    rows = [_answerer(mark, row) for mark, row in zip(MARKS, newest.rows.to_dict("records"), strict=False)]
+    return {"run": newest.run, "when": newest.when, "rows": rows, "earlier": len(found.replays) - 1,
+            "n": int(newest.rows.n.iloc[0]), "plot": _cost_plot(rows)}
+
+
+def money(found: Findings) -> dict[str, Any]:
+    """What the labels cost."""
+    figures, accepted = found.figures, int((found.labels.accepted == "true").sum())
+    total = figures.get("label/cost_usd", 0.0)
+    replay = found.replays[0].rows if found.replays else pd.DataFrame()
+    llm = replay[replay.kind == "llm"].llm_usd_per_million.dropna() if len(replay) else pd.Series(dtype=float)
+    return {"total": total, "accepted": accepted, "per_thousand": 1000 * total / accepted if accepted else None,
+            "this_run": figures.get("label/cost_usd_this_run", 0.0), "requests": int(figures.get("label/requests", 0)),
+            "reused": int(figures.get("label/reused", 0)), "price": found.config["teacher"].get("price"),
+            "model": found.config["teacher"]["model"], "llm_per_million": float(llm.iloc[0]) if len(llm) else None,
+            "llm_n": int(replay.n.iloc[0]) if len(llm) else 0}
+
+
+def commands(found: Findings) -> list[tuple[str, str]]:
+    """What can be done next, and how: pairs of words and a command."""
+    home = "" if found.config.get("home", "mlruns") == "mlruns" else f" home={found.config['home']}"
+    python, run = ".venv/bin/python -m", f"run={found.run}{home}"
+    key = found.config["teacher"].get("key_env")
+    rows = []
+    if found.stand_ins.startswith("REHEARSAL") and key:
+        rows.append(("Do it for real: the same command with a key, once the figures here look plausible. It costs "
+                     "money; the limit is labeler.max_cost_usd.", f"export {key}=…"))
+    rows.append((f"Correct labels by hand: write a class into the column label_final of "
+                 f"{found.config.get('home', 'mlruns')}/review/{found.config['task']['name']}/review_labels.csv, then "
+                 "run the same training command again. It imports what you wrote.", ""))
+    if found.evaluation is None:
+        return [*rows, ("Train a student on these labels: the same keys, with src.train in the place of src.label.",
+                        f"{python} src.train …"), ("Make this page again.", f"{python} src.report {run}")]
+    rows += [("See how much gold a promise takes. Asks nobody, spends nothing.",
+              f"{python} src.certify {run} plan=true"),
+             ("Promise how right the student's answers are. Once you have chosen this run: each time spends confidence "
+              "in the gold set aside for it.", f"{python} src.certify {run}"),
+             ("See what student and LLM are worth together, on items that neither learned from.",
+              f"{python} src.evaluate {run}"),
+             ("Work out what it saves at your volume.", f"{python} src.cost {run} volume=1000000"),
+             ("Serve it over HTTP.", f"{python} src.serve {run}"),
+             ("Make this page again, with everything found out since.", f"{python} src.report {run}")]
+    return rows
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{value:.{digits}%}"
+
+
+def dollar(value: float | None) -> str:
+    """In cents; two digits of what is less than ten of them."""
+    if value is None:
+        return "–"
+    if 0 < value < 1e-4:
+        return "less than $0.0001"
+    return f"${value:,.2f}" if value >= 0.1 or not value else f"${value:.2g}"
+
+
+def plain_name(annotator: str) -> str:
+    """An annotator's name without its sampling settings and its hash."""
+    name = annotator.split("?")[0].split("#")[0]
+    return f"{name.removeprefix('rehearsal:')} (stand-in)" if name.startswith("rehearsal:") else name
+
+
+def breakable(name: str) -> Markup:
+    """A class's name that a narrow line may break at its underscores."""
+    return escape(name).replace("_", Markup("_<wbr>"))
+
+
+def count(n: int) -> str:
+    return f"{n:,}"
+
+
+pages.filters.update(percent=percent, dollar=dollar, plain=plain_name, name=breakable, count=count)
+
+
+def _examples(found: Findings, labels: pd.DataFrame, count: int, by: str) -> list[dict[str, Any]]:
+    """Some labels with their pictures or texts, as many of each value of `by` as can be. Keys are hashes, so that the
+    first of them are a random draw."""
+    ordered = labels.sort_values("item", kind="stable")
+    turn = ordered.groupby(ordered[by]).cumcount()
+    drawn = ordered.assign(turn=turn).sort_values(["turn", by, "item"], kind="stable").head(count)
+    return [{"label": row["label"], "reason": row["reason"], "why": row["why"], "votes": row["votes"],
+             "picture": _picture(found, row["item"]), "text": row.get("text", "")} for row in drawn.to_dict("records")]
+
+
+def _answered(found: Findings, row: Any) -> dict[str, Any]:
+    return {"truth": row.target, "answer": row.answer, "confidence": row.confidence,
+            "picture": _picture(found, row.item), "item": row.item}
+
+
+def _picture(found: Findings, item: str) -> str | None:
+    """A small picture as a data URI."""
+    image = found.picture(item)
+    if image is None:
+        return None
+    small = image.convert("RGB")
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    small.save(encoded, format="JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+
+
+def _matrix(table: pd.DataFrame) -> tuple[list[str], np.ndarray[Any, Any]]:
+    return [str(name) for name in table.columns[1:]], table.iloc[:, 1:].to_numpy(dtype=int)
+
+
+def _pairs(names: Sequence[str], matrix: np.ndarray[Any, Any]) -> list[tuple[str, str, int, int]]:
+    """Truth, answer, how often, of how many: the pairs of classes that are mistaken most often."""
+    pairs = [(names[truth], names[answer], int(matrix[truth, answer]), int(matrix[truth].sum()))
+             for truth, answer in np.argwhere(matrix) if truth != answer]
+    return sorted(pairs, key=lambda pair: -pair[2])[:CONFUSED]
+
+
+def _shares(names: Sequence[str], matrix: np.ndarray[Any, Any]) -> list[tuple[str, list[tuple[int, float, bool]]]]:
+    """By true class, each answer's count, its share of the row, and whether it is right."""
+    support = matrix.sum(axis=1).clip(min=1)
+    return [(name, [(int(n), float(n / support[place]), place == other) for other, n in enumerate(matrix[place])])
+            for place, name in enumerate(names)]
+
+
+def _class_row(name: str, matrix: np.ndarray[Any, Any], place: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    hits, support, answered = (int(n) for n in (matrix[place, place], matrix[place].sum(), matrix[:, place].sum()))
+    return {"name": name, "f1": row["f1"], "support": support, "answered": answered,
+            "recall": proportion(hits, support) if support else None,
+            "precision": proportion(hits, answered) if answered else None}
+
+
+def _calibrated(found: Findings, said: pd.DataFrame) -> tuple[Floats, np.ndarray[Any, Any]]:
+    """[N] calibrated confidences of the student's answers, and whether they are right."""
+    assert found.calibration is not None
+    names = [str(name) for name in found.calibration["classes"]]
+    probabilities = said[[f"p_{name}" for name in names]].to_numpy(dtype=float)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)  # six digits stand in the file
+    calibrated = from_dict(found.calibration["calibrator"])(to_logits(probabilities))
+    truth = np.array([names.index(name) for name in said.target], dtype=np.int64)
+    return calibrated.max(axis=1), calibrated.argmax(axis=1) == truth
+
+
+def _plan(found: Findings) -> dict[str, Any] | None:
+    """How much gold a promise would take, by what gold's half for choosing shows; None without calibration."""
+    said = found.part("gold")
+    if found.calibration is None or not len(said):
+        return None
+    spec = found.config.get("calibration", {})
+    target = float(found.calibration["target_precision"])
+    delta = float(spec.get("delta", 0.05)) * float(spec.get("spend", 0.5))
+    n = int((found.evaluation or {}).get("dataset", {}).get("certify", 0))
+    confidence, correct = _calibrated(found, said)
+    order = np.argsort(-confidence, kind="stable")
+    rows = []
+    for share in PLANNED:
+        taken = correct[order[:max(1, round(share * len(order)))]]
+        errors = int((~taken).sum())
+        try:
+            gold = needed_gold(target, (errors + 0.5) / (len(taken) + 1), share, delta)
+        except ValueError:
+            gold = None
+        rows.append({"share": share, "errors": errors, "of": len(taken), "gold": gold})
+    return {"target": target, "confidence": 1 - delta, "certify": n, "highest": highest_target(n, delta) if n else None,
+            "least": least_gold(target, delta), "rows": rows, "n": len(said)}
+
+
+def _answerer(mark: str, row: Mapping[Any, Any]) -> dict[str, Any]:
+    known = {name: value for name, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
+    # How many answers are the student's own is known where every case has a truth.
+    known["own"] = round(known["coverage"] * known["n"]) if known["judged"] == known["n"] else 0
+    return {"mark": mark, "what": row["what"], "kind": row["kind"], "best_cheap": bool(row.get("best_cheap")),
+            "accuracy": interval(known, "accuracy", "judged"), "student": interval(known, "student_accuracy", "own"),
+            "escalated": interval(known, "escalation_rate", "n"), "people": interval(known, "human_rate", "n"),
+            "usd": known.get("llm_usd_per_million"), "mean_ms": known.get("latency_mean_ms"),
+            "p95_ms": known.get("latency_p95_ms")}
+
+
+def _floor(lows: Sequence[float], ceiling: float = 0.9) -> float:
+    """A round place below all of them to begin an axis at."""
+    return max(0.0, math.floor(10 * min([ceiling, *lows]) - 1e-9) / 10)
+
+
+def _curve(confidence: Floats, correct: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Accuracy of what the student is surest of, against the share of items that this is."""
+    accepted, right = accepted_and_correct(confidence, correct)
+    n = int(accepted[-1])
+    places = [p for p in np.unique(np.linspace(0, len(accepted) - 1, CURVE_POINTS).astype(int))
+              if accepted[p] >= min(n, SETTLED)]
+    points = [(accepted[p] / n, proportion(int(right[p]), int(accepted[p]))) for p in places]
+    low = _floor([one.low for _, one in points])
+    plot = Plot((0, 1), (low, 1), percents(0, 1), percents(low, 1), "share of items that it answers, surest first",
+                "of these, right")
+    return {"plot": plot, "line": plot.line([(x, one.value) for x, one in points]),
+            "band": plot.band([(x, one.low, one.high) for x, one in points])}
+
+
+def _diagram(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What confidence says against what is found, in bins of as many items."""
+    low = _floor([row["confidence"] for row in (*before["bins"], *after["bins"])])
+    plot = Plot((low, 1), (0, 1), percents(low, 1), percents(0, 1), "the student says it is so sure", "and is right")
+    marks = [{"kind": kind, "x": plot.x(row["confidence"]), "y": plot.y(row["accuracy"]["value"]),
+              "low": plot.y(row["accuracy"]["low"]), "high": plot.y(row["accuracy"]["high"])}
+             for kind, rows in (("before", before["bins"]), ("after", after["bins"])) for row in rows]
+    return {"plot": plot, "marks": marks, "diagonal": plot.line([(low, low), (1, 1)])}
+
+
+def _cost_plot(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Accuracy against what the LLM costs, a mark for each answerer."""
+    known = [row for row in rows if row["accuracy"] and row["usd"] is not None]
+    if not known:
+        return None
+    low = _floor([row["accuracy"].low for row in known])
+    dearest = max(row["usd"] for row in known) * 1.15 or 1.0
+    plot = Plot((0, dearest), (low, 1), dollars(dearest), percents(low, 1), "the LLM's cost of a million items",
+                "right answers")
+    marks: dict[tuple[float, float], dict[str, Any]] = {}
+    for row in known:
+        found = row["accuracy"]
+        place = (plot.x(row["usd"]), plot.y(found.value))
+        if place in marks:  # what is worth the same has one mark, and both letters
+            marks[place]["mark"] += f", {row['mark']}"
+        else:
+            marks[place] = {"mark": row["mark"], "kind": row["kind"], "x": place[0], "y": place[1],
+                            "low": plot.y(found.low), "high": plot.y(found.high)}
+    return {"plot": plot, "marks": list(marks.values())}

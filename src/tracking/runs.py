@@ -1,0 +1,181 @@
+"""One open run, and how it ends."""
+
+import json
+import os
+import re
+import socket
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import pandas as pd
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+from src.errors import TrackingError
+from src.tracking.models import log_student
+from src.tracking.prompts import register
+from src.tracking.server import prepare, shown
+
+if TYPE_CHECKING:  # takes memory while a million items are asked about
+    from matplotlib.figure import Figure
+
+PARENT = "FLYWHEEL_PARENT_RUN"  # environment variable: id of the sweep's run
+SWEPT = "FLYWHEEL_SWEPT"  # environment variable: number and swept values of this job of the sweep, as JSON
+NOTE = "mlflow.note.content"  # tag: what the UI shows as the run's description, in Markdown
+JOB = "flywheel.job"  # tag: which job of the sweep this is
+VALUES = "flywheel.swept"  # tag: its values of the swept keys, as JSON
+MAX_NAME = 200
+SEND_EVERY_S = 2.0
+MAX_POINTS = 1000  # that MLflow takes at once
+MAX_NOTE = 8000  # characters that every MLflow store takes in a tag
+
+
+@dataclass(frozen=True)
+class Run:
+    """One open run. Figures go below `figures/`, tables below `tables/`.
+
+    Points of a curve are sent together every few seconds: on SQLite a call takes 10 ms, whatever it brings, which
+    beside a small student's training step is much.
+    """
+
+    id: str
+    _curves: "_Curves" = field(default_factory=lambda: _Curves(), repr=False, compare=False)
+
+    @property
+    def payer(self) -> str:
+        """Who pays for labels: the sweep as a whole, whose jobs share one cap, or this run."""
+        return os.environ.get(PARENT) or self.id
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Figures of the whole job, or with a `step` one point of a curve for each."""
+        if step is None:
+            mlflow.log_metrics({_allowed(name): value for name, value in values.items()}, run_id=self.id)
+            return
+        now = int(time.time() * 1000)
+        self._curves.points += [Metric(_allowed(name), float(value), now, step) for name, value in values.items()]
+        if time.monotonic() - self._curves.sent_at >= SEND_EVERY_S:
+            self.send()
+
+    def send(self) -> None:
+        """Send what is waiting of the curves."""
+        points, self._curves.points = self._curves.points, []
+        for start in range(0, len(points), MAX_POINTS):
+            mlflow.MlflowClient().log_batch(self.id, metrics=points[start:start + MAX_POINTS])
+        self._curves.sent_at = time.monotonic()
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        mlflow.set_tags(dict(values))
+
+    def describe(self, text: str) -> None:
+        """Markdown that stands at the head of the run's page."""
+        mlflow.set_tag(NOTE, text[:MAX_NOTE])
+
+    def links(self, model: str) -> dict[str, str]:
+        """Addresses within the UI of what the run belongs to: its sweep, its logged model."""
+        run = mlflow.MlflowClient().get_run(self.id)
+        place = f"#/experiments/{run.info.experiment_id}"
+        found = {}
+        if parent := run.data.tags.get("mlflow.parentRunId"):
+            above = mlflow.MlflowClient().get_run(parent)
+            found[above.info.run_name or "the sweep"] = f"#/experiments/{above.info.experiment_id}/runs/{parent}"
+        if model.startswith("models:/m-"):
+            found["the logged model"] = f"{place}/models/{model.removeprefix('models:/')}"
+        return found
+
+    def params(self, config: Mapping[str, Any]) -> None:
+        """All leaves of a nested config, under dotted names."""
+        mlflow.log_params({_allowed(name): value for name, value in _leaves("", config)})
+
+    def figure(self, figure: "Figure", name: str) -> None:
+        mlflow.log_figure(figure, f"figures/{name}.png", save_kwargs={"dpi": 120})
+
+    def table(self, rows: pd.DataFrame, name: str) -> None:
+        mlflow.log_table(rows, f"tables/{name}.json")
+
+    def file(self, path: Path) -> None:
+        mlflow.log_artifact(str(path))
+
+    def text(self, text: str, name: str) -> None:
+        mlflow.log_text(text, name)
+
+    def dataset(self, rows: pd.DataFrame, *, name: str, source: str, digest: str) -> None:
+        """The items and their splits, as a data set that runs can be compared by."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow finds two readings of a plain path, and both are the same
+            dataset = mlflow.data.from_pandas(rows, source=source, name=name, digest=digest[:36])
+        mlflow.log_input(dataset, context="training")
+
+    def model(self, checkpoint: Path, classes: Sequence[str], example: bytes, register: str | None = None) -> str:
+        """Log the student as a model, registered under a name where one is given, and return its address (see
+        `models.log_student`)."""
+        return log_student(checkpoint, classes, example, name=register)
+
+    def prompt(self, name: str, *, system: str, user: str, schema: Mapping[str, Any], digest: str) -> str | None:
+        """Put the prompt into the registry, unless it stands there, link it with this run, and return its address. None
+        where the server keeps no prompts."""
+        return register(name, system=system, user=user, schema=schema, digest=digest, run_id=self.id)
+
+
+@dataclass
+class _Curves:
+    """What is waiting to be sent, and when the last was, by `time.monotonic`."""
+
+    points: list[Metric] = field(default_factory=list)
+    sent_at: float = 0.0
+
+
+@contextmanager
+def open_run(*, uri: str, experiment: str, artifacts: Path, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+    """Open a run, child of the sweep's if there is one, and close it as FINISHED, FAILED or KILLED.
+
+    Raises TrackingError where the tracking server or database cannot be used.
+    """
+    experiment_id = prepare(uri, experiment, artifacts)
+    own = {"flywheel.host": socket.gethostname(), "flywheel.pid": str(os.getpid()), **tags}
+    swept = json.loads(os.environ.get(SWEPT, "{}")) if PARENT in os.environ else {}
+    if swept:
+        own |= {JOB: str(swept["job"]), VALUES: json.dumps(swept["values"])}
+        told = [f"{key.rpartition('.')[2]}={value}" for key, value in swept["values"].items() if key != "seed"]
+        name = " ".join([name, *told])[:MAX_NAME]
+    mlflow.start_run(experiment_id=experiment_id, run_name=name, tags=own, parent_run_id=os.environ.get(PARENT))
+    status = "FAILED"
+    try:
+        active = mlflow.active_run()
+        assert active is not None
+        run = Run(active.info.run_id)
+        try:
+            yield run
+        finally:
+            run.send()  # the curves of a job that failed tell why
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    except MlflowException as error:
+        raise TrackingError(f"MLflow at {shown(uri)} failed: {str(error).splitlines()[0][:300]}. The labels are kept; "
+                            "run again when it answers.") from error
+    except BaseException as error:
+        mlflow.set_tag("flywheel.error", str(error)[:500])
+        raise
+    finally:
+        mlflow.end_run(status)
+
+
+def _leaves(prefix: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(f"{name}.", value)
+        else:
+            yield name, value
+
+
+def _allowed(name: str) -> str:
+    """MLflow takes letters, digits and these signs in a name; a class or an alias may hold others."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
