@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.config import CONF, Cost, output_folder, read
 from src.console import entry_point, say, table, warn
-from src.cost_model import Economics, Inputs, curve, draw, economics, sensitivity
+from src.cost_model import Economics, Inputs, claims, curve, draw, economics, sensitivity
+from src.cost_model.inputs import COUNTED
 from src.errors import DataError, StoreError
 from src.reporting import costs
 from src.store import Store
@@ -29,9 +30,7 @@ from src.tracking import Child, open_run, run_of
 from src.tracking.judged import Past, find_judged
 
 CONFIG, COMPARED = "config.yaml", "tables/cascade.json"
-SHARES = {"escalation_rate": "escalation_n", "human_rate": "human_n",
-          **{f"{name}_accuracy": f"{name}_accuracy_n" for name in ("llm", "cheap", "student", "cascade")}}
-GIVEN = "given"
+GIVEN, ASSUMED, PUBLISHED = "given", "assumed", "published"
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ def as_given(asked: Cost) -> tuple[Inputs, dict[str, str]]:
     choice = words.runtime.choices.get("cost")
     chosen = set(OmegaConf.load(Path(CONF, "cost", f"{choice}.yaml")) if choice else ())
     sources = {field.name: GIVEN if field.name in given else f"conf/cost/{choice}.yaml" if field.name in chosen else
-               "assumed, see conf/cost.yaml" for field in fields(Inputs)}
-    exact: dict[str, Any] = {n: None for share, n in SHARES.items() if share in given and n not in given}
+               ASSUMED for field in fields(Inputs)}
+    exact: dict[str, Any] = {n: None for share, n in COUNTED.items() if share in given and n not in given}
     return replace(inputs, **exact), sources
 
 
@@ -80,7 +79,7 @@ def as_measured(inputs: Inputs, sources: Mapping[str, str],
     taken = {key: one for key, one in found.items() if key not in given
              and not (key == "llm_usd_per_item" and priced) and not (key == "cheap_usd_per_item" and cheap)}
     values: dict[str, Any] = {key: one.value for key, one in taken.items()}
-    values |= {n: taken[share].n for share, n in SHARES.items() if share in taken and n not in given}
+    values |= {n: taken[share].n for share, n in COUNTED.items() if share in taken and n not in given}
     return replace(inputs, **values), {**sources, **{key: one.source for key, one in taken.items()}}
 
 
@@ -138,7 +137,8 @@ def of_evaluation(run: Child) -> dict[str, Measured]:
         for key, column in wanted.items():
             if (value := row.get(column)) is not None and math.isfinite(value):
                 scale = 1e-6 if column == "llm_usd_per_million" else 1.0
-                found[key] = Measured(value * scale, told, int(row["judged"]) if "accuracy" in key else None)
+                counted = int(row["judged"]) if "accuracy" in key else n if "human" in key else None
+                found[key] = Measured(value * scale, told, counted)
     return found
 
 
@@ -184,6 +184,7 @@ def show(inputs: Inputs, sources: dict[str, str], found: Economics, past: Past |
     name = f"{past.trained.name}: " if past else ""
     world = draw(inputs, asked.draws, asked.seed)
     swings = sensitivity(inputs, world)
+    checked = claims(inputs) if _is_published(sources) else []
     pictures = {
         "cost_curve": costs.cost_curve(curve(inputs, world), found, inputs, note=note,
                                        title=f"{name}what a million items cost, with 95% bands"),
@@ -195,13 +196,21 @@ def show(inputs: Inputs, sources: dict[str, str], found: Economics, past: Past |
     document = out / "cost.json"
     document.write_text(json.dumps(_plain({
         "rehearsal": note or False, "run": past.trained.id if past else None, "verdict": found.verdict.value,
-        "statement": told, "inputs": asdict(inputs), "sources": sources, "economics": asdict(found)}), indent=2),
+        "statement": " ".join(told), "inputs": asdict(inputs), "sources": sources, "economics": asdict(found),
+        "sensitivity": [asdict(one) for one in swings], "published": [asdict(one) for one in checked]}), indent=2),
         encoding="utf-8")
     table(f"{name}inputs {note}".strip(), costs.source_rows(inputs, sources), costs.SOURCES)
+    say(costs.assumed(inputs, sources, ASSUMED))
     mistakes = f", ${inputs.mistake_usd:g} for each mistake" if inputs.mistake_usd else ""
     table(f"{name}{volume}; 95% intervals from {found.draws:,} draws, building spread over {inputs.horizon_months:g} "
           f"months{mistakes} {note}".strip(), costs.option_rows(found), costs.COLUMNS)
-    say(told + (f" {note}" if note else ""))
+    if checked:
+        say("The published figures, worked out again", style="bold")
+        for line in costs.claim_lines(checked):
+            say(line)
+    say(told[0] + (f" {note}" if note else ""), style="bold")
+    for more in told[1:]:
+        say(more)
     for more in found.beware:
         warn(more)
     if past is None:
@@ -209,8 +218,8 @@ def show(inputs: Inputs, sources: dict[str, str], found: Economics, past: Past |
             picture.savefig(out / f"{title}.png")
         say(f"Figures and pictures: {out}")
         return
-    tags = {"flywheel.stage": "cost", "flywheel.costs": past.trained.id, "rehearsal": note or "no", "answer": told,
-            "verdict": found.verdict.value,
+    tags = {"flywheel.stage": "cost", "flywheel.costs": past.trained.id, "rehearsal": note or "no",
+            "answer": " ".join(told), "verdict": found.verdict.value,
             **{tag: past.trained.tags.get(tag, "") for tag in ("task", "student", "teacher")}}
     with open_run(uri=asked.tracking.uri, experiment=past.experiment, artifacts=Path(asked.tracking.artifacts),
                   name=f"{past.trained.name} cost at {inputs.volume:,.0f} a month", tags=tags) as run:
@@ -222,6 +231,12 @@ def show(inputs: Inputs, sources: dict[str, str], found: Economics, past: Past |
             run.figure(picture, title)
         run.file(document)
     say(f"Tables and pictures: MLflow run {run.id}")
+
+
+def _is_published(sources: Mapping[str, str]) -> bool:
+    """Whether these are the published recipe's inputs and nothing else."""
+    known = {ASSUMED, f"conf/cost/{PUBLISHED}.yaml"}
+    return f"conf/cost/{PUBLISHED}.yaml" in sources.values() and set(sources.values()) <= known
 
 
 def _speed(run: Child) -> dict[str, Measured]:

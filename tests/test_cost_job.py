@@ -95,11 +95,12 @@ def test_plain_numbers_need_no_run_and_leave_none(tmp_path: Path, capsys: pytest
     files = {path.name for path in (tmp_path / "outputs").rglob("*.*")}
     assert {"cost.json", "cost_curve.png", "cost_sensitivity.png"} <= files
     assert found["sources"]["volume"] == found["sources"]["escalation_rate"] == "given"
-    assert found["sources"]["hosting_usd_per_month"] == "assumed, see conf/cost.yaml"
+    assert found["sources"]["hosting_usd_per_month"] == "assumed"
     # 500 items stand behind the rate in conf/, and not behind one that is given.
     assert found["inputs"]["escalation_n"] is None and found["rehearsal"] is False
     assert "The flywheel pays at 1,000,000 items a month" in told and "LLM everywhere" in told
     assert "nobody has said how right it is" in told  # the cheap LLM
+    assert "25 of these 27 values are assumed: give yours as key=value" in told and "published" not in told
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,8 @@ def test_a_run_gives_its_figures_and_says_where_they_come_from(home: Home,
     given, sources = found["inputs"], found["sources"]
     wanted = {"escalation_rate": 0.3, "escalation_n": 500, "human_rate": 0.002, "human_n": 500, "labels": 1500,
               "label_usd": 0.0004, "gold_items": 201, "items_per_second": 550.0, "llm_usd_per_item": 200e-6,
-              "llm_human_rate": 0.001, "cheap_usd_per_item": 50e-6, "cheap_human_rate": 0.004, "llm_accuracy": 0.96,
+              "llm_human_rate": 0.001, "llm_human_n": 500, "cheap_human_n": 500,
+              "cheap_usd_per_item": 50e-6, "cheap_human_rate": 0.004, "llm_accuracy": 0.96,
               "llm_accuracy_n": 480, "cheap_accuracy": 0.88, "cheap_accuracy_n": 480, "student_accuracy": 0.81,
               "student_accuracy_n": 480, "cascade_accuracy": 0.94, "cascade_accuracy_n": 480, "tokens_in": 450.0,
               "tokens_out": 20.0, "llm_latency_ms": 1200.0, "student_latency_ms": 12.0}
@@ -130,7 +132,7 @@ def test_a_run_gives_its_figures_and_says_where_they_come_from(home: Home,
     assert sources["cheap_accuracy"] == f"measured: tables/cascade (tiny-vl alone) of evaluation {home.judged[:8]}"
     assert sources["label_usd"] == f"measured: label/cost_usd / label/items of run {home.trained[:8]}"
     assert sources["tokens_in"] == "measured: 100 annotations of 100 questions"
-    assert sources["wage_usd_per_hour"] == "assumed, see conf/cost.yaml"
+    assert sources["wage_usd_per_hour"] == "assumed"
 
 
 def test_all_goes_to_a_run_of_its_own(home: Home, costed: tuple[dict[str, Any], Run, str]) -> None:
@@ -172,7 +174,7 @@ def test_a_run_that_nobody_evaluated_is_taken_as_far_as_it_goes(home: Home, caps
     assert f"python -m src.evaluate run={alone}" in told and "tokens are assumed" in told
     assert not (home.path / "gone.db").exists()
     found = home.document()
-    assert found["sources"]["escalation_rate"] == "assumed, see conf/cost.yaml"
+    assert found["sources"]["escalation_rate"] == "assumed"
     assert (found["inputs"]["student_accuracy"], found["inputs"]["student_accuracy_n"]) == (0.8, 400)
     assert found["inputs"]["cascade_accuracy"] is None and found["inputs"]["escalation_n"] == 500
 
@@ -200,11 +202,17 @@ def test_only_training_runs_cost_anything(home: Home, capsys: pytest.CaptureFixt
 def test_the_published_arithmetic_is_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(cost.main, f"home={tmp_path}", "+cost=published", "draws=200") == 0
     told = capsys.readouterr().out
-    assert "The flywheel does not pay at 100,000 items a month. Too few items" in told
+    assert "The flywheel does not pay at 100,000 items a month.\nToo few items" in told
+    assert "saved: published −166,572%; worked out −143.1%." in told and "saved: published 89.9%; worked out" in told
+    assert "labelling, 2 × 1,500 calls: published ~$3, and $0.60; worked out $0.60." in told
     found = Home(tmp_path).document()
     assert found["sources"]["llm_usd_per_item"] == "conf/cost/published.yaml"
-    assert found["sources"]["wage_usd_per_hour"] == "assumed, see conf/cost.yaml"
+    assert found["sources"]["wage_usd_per_hour"] == "assumed"
     assert found["economics"]["breakeven_days"] == ["never"] * 3
+    assert len(found["published"]) == 8 and found["sensitivity"][0]["key"] == "hosting_usd_per_month"
+    # Of other numbers than the recipe's nothing was published.
+    assert call(cost.main, f"home={tmp_path}", "+cost=published", "draws=200", "escalation_rate=1") == 0
+    assert "worked out" not in capsys.readouterr().out
 
 
 def test_a_question_costs_all_its_attempts() -> None:

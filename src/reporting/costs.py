@@ -14,12 +14,50 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from src.cost_model import MILLION, Curve, Economics, Inputs, Option, Range, Swing, Verdict, Way, dollars, round_up
+from src.cost_model import (
+    MILLION,
+    Claim,
+    Curve,
+    Economics,
+    Inputs,
+    Option,
+    Pays,
+    Range,
+    Swing,
+    Verdict,
+    Way,
+    dollars,
+    round_up,
+    two_digits,
+)
+from src.cost_model.inputs import COUNTED
 from src.reporting.figures import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, plain_text, plot_area, sheet
 
 COLUMNS = ("what answers", "$ per million, all in", "$ a month to run", "right answers", "$ per million right ones")
-SOURCES = ("key", "value", "where it comes from")
+SOURCES = ("key", "value", "of what", "where it comes from")
+UNITS = {
+    "volume": "items a month", "escalation_rate": "of all items, to the LLM", "human_rate": "of all items, to a person",
+    "gate_usd_per_item": "$ for each item the student sees", "hosting_usd_per_month": "$ a month for one machine",
+    "items_per_second": "items a second on one machine", "load": "of that speed, used on average",
+    "tokens_in": "tokens in for an item", "tokens_out": "tokens out for an item",
+    "token_error": "relative standard error of an LLM's price", "llm_input_usd": "$ for a million tokens",
+    "llm_output_usd": "$ for a million tokens", "llm_usd_per_item": "$ for an item",
+    "llm_human_rate": "of all items, to a person", "cheap_input_usd": "$ for a million tokens",
+    "cheap_output_usd": "$ for a million tokens", "cheap_usd_per_item": "$ for an item",
+    "cheap_human_rate": "of all items, to a person", "labels": "items labelled once",
+    "label_share": "of a month's items, labelled once", "label_usd": "$ for a label, all passes",
+    "gold_items": "items checked by hand", "gold_minutes": "minutes for each", "training_usd": "$ for one training",
+    "relabel_months": "months until labelled again", "relabel_share": "of labels and gold, each time",
+    "human_minutes": "minutes for an item that needs a person", "wage_usd_per_hour": "$ an hour for people",
+    "mistake_usd": "$ for a wrong answer", "llm_accuracy": "of answers are right",
+    "cheap_accuracy": "of answers are right", "student_accuracy": "of answers are right",
+    "cascade_accuracy": "of answers are right", "horizon_months": "months for building to come back",
+    "latency_budget_ms": "ms that an answer may take", "llm_latency_ms": "ms, 95th percentile",
+    "student_latency_ms": "ms, 95th percentile",
+}
 COLOURS = {Way.LLM: INK, Way.CHEAP: ORANGE, Way.STUDENT: GREEN, Way.CASCADE: BLUE}
+TALL = 30  # times the LLM's cost: a cascade at few items costs more than anybody would look at
+NARROW = 2000  # the ratio of an axis' ends below which it shows more than powers of ten
 SHOWN = 10  # keys in the sensitivity chart; the table holds all
 UNKNOWN = "unknown"
 
@@ -45,17 +83,26 @@ def option_frame(found: Economics) -> pd.DataFrame:
 
 
 def source_rows(inputs: Inputs, sources: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """Every key that is not null, with its n beside it, and where it comes from; under SOURCES."""
+    """Every key that moves a figure, with its n, and where it comes from; under SOURCES."""
     rows: list[tuple[str, ...]] = []
-    for key in (field.name for field in fields(Inputs)):
-        value = getattr(inputs, key)
-        if value is None or key.endswith("_n"):
-            continue
-        n = getattr(inputs, f"{key.removesuffix('_rate')}_n", None) if key in ("escalation_rate", "human_rate") else \
-            getattr(inputs, f"{key}_n", None)
+    for key in _shown(inputs):
+        value, n = getattr(inputs, key), getattr(inputs, COUNTED.get(key, ""), None)
         told = f"{value:,.0f}" if float(value).is_integer() else f"{value:,.6g}"
-        rows.append((key, told + (f" (n={n:,})" if n else ""), sources[key]))
+        rows.append((key, told, UNITS[key] + (f", n={n:,}" if n else ""), sources[key]))
     return rows
+
+
+def assumed(inputs: Inputs, sources: Mapping[str, str], source: str) -> str:
+    """How much of what moves a figure comes from `source`, and what to do about it."""
+    shown = _shown(inputs)
+    guessed = sum(sources[key] == source for key in shown)
+    return (f"{guessed} of these {len(shown)} values are assumed: give yours as key=value. conf/cost.yaml says what "
+            "each is.") if guessed else "None of these is assumed."
+
+
+def claim_lines(found: Sequence[Claim]) -> list[str]:
+    return [f"{claim.what}: " + (f"published {claim.published}; " if claim.published else "")
+            + f"worked out {claim.right}. {claim.why}" for claim in found]
 
 
 def swing_frame(swings: Sequence[Swing]) -> pd.DataFrame:
@@ -64,72 +111,93 @@ def swing_frame(swings: Sequence[Swing]) -> pd.DataFrame:
                          for one in swings], columns=["key", "low", "high", "saving_at_low", "saving_at_high", "ends"])
 
 
-def statement(found: Economics, inputs: Inputs) -> str:
-    """The answer with its reasons; what else to know is `found.beware`."""
+def statement(found: Economics, inputs: Inputs) -> list[str]:
+    """The answer, its reasons and its figures, a sentence or two each; what else to know is `found.beware`."""
     volume = f"{inputs.volume:,.0f} items a month"
     told = {Verdict.PAYS: f"The flywheel pays at {volume}, against the LLM everywhere.",
             Verdict.UNSURE: f"Whether the flywheel pays at {volume} is not certain: it is expected to, and the counts "
                             "do not settle it.",
-            Verdict.DOES_NOT: f"The flywheel does not pay at {volume}. {' '.join(found.against)}"}[found.verdict]
+            Verdict.DOES_NOT: f"The flywheel does not pay at {volume}."}[found.verdict]
+    return [told, *found.against, _saved(found), _back(found, inputs),
+            *([] if found.pays_from is None or found.against else [_start(found.pays_from)])]
+
+
+def _saved(found: Economics) -> str:
     saving, share = found.saving_usd_per_month, found.saving_share
+    part = f": {share.value:,.1%} [{share.low:,.1%}, {share.high:,.1%}] of what the LLM costs" \
+        if math.isfinite(share.value) else ""
     if saving.value >= 0:
-        told += f" All in, it saves {money(saving)} a month"
-    else:
-        lost = Range(-saving.value, -saving.high, -saving.low)
-        told += f" All in, it costs {money(lost)} a month more than the LLM everywhere"
-    if math.isfinite(share.value):
-        told += f" ({share.value:+.1%} of the LLM's bill saved, {share.low:+.1%} to {share.high:+.1%})"
-    told += f". Building costs {dollars(found.build_usd.value)}"
+        return f"All in, it saves {money(saving)} a month{part}."
+    lost = Range(-saving.value, -saving.high, -saving.low)
+    return f"All in, it costs {money(lost)} a month more than the LLM everywhere" + \
+        (f", a saving of {part[2:]}." if part else ".")
+
+
+def _back(found: Economics, inputs: Inputs) -> str:
     days, items = found.breakeven_days, found.breakeven_items
+    told = f"Building costs {dollars(found.build_usd)} and "
     if math.isinf(days.value):
-        told += ", and never comes back."
+        told += "never comes back."
     else:
-        told += (f", and is back after {count(days.value)} days [{count(days.low)}, {count(days.high)}], or "
+        told += (f"is back after {count(days.value)} days [{count(days.low)}, {count(days.high)}], or "
                  f"{count(items.value)} items [{count(items.low)}, {count(items.high)}].")
-    if found.pays_from is not None and not found.against:
-        told += f" It pays from {round_up(found.pays_from):,.0f} items a month on."
-    return f"{told} In {found.chance:.1%} of {found.draws:,} draws it is back within {inputs.horizon_months:g} months."
+    if math.isinf(days.value) and not found.chance:
+        return told
+    times = {0.0: "none", 1.0: "all"}.get(found.chance, f"{found.chance:.1%}")
+    return f"{told} In {times} of {found.draws:,} draws it is back within {inputs.horizon_months:g} months."
+
+
+def _start(start: Pays) -> str:
+    told = f"It pays from {round_up(start.first):,.0f} items a month on"
+    if round_up(start.settled) == round_up(start.first):
+        return f"{told}."
+    return f"{told}, but with a machine that is still too empty not always before {round_up(start.settled):,.0f}."
 
 
 def cost_curve(found: Curve, economics: Economics, inputs: Inputs, *, title: str, note: str = "") -> Figure:
     """US dollars for a million items against items a month, both in powers of ten, with 95% bands; marked are the
-    volume that was asked about and the one from which on the cascade pays. What costs nothing has no place there."""
+    volume that was asked about ("here") and the one from which on it pays. What costs nothing has no place there."""
     figure = sheet(8.5, 4.9, title, note)
     axes = plot_area(figure)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    shown = []
+    shown, judged = [], any(option.accuracy for option in economics.options)
     for way, (middle, low, high) in found.usd_per_million.items():
         option = economics.option(way)
-        right = f"right on {option.accuracy.value:.1%}" if option.accuracy else "accuracy unknown"
-        label = plain_text(f"{way.value}: {dollars(option.usd_per_million.value)} here, {right}")
+        right = f", right on {option.accuracy.value:.1%}" if option.accuracy else ", accuracy unknown" if judged else ""
+        label = plain_text(f"{way.value}: {dollars(option.usd_per_million.value)} here{right}")
         if np.isnan(middle).any() or not (middle > 0).all():
             axes.plot([], [], color=COLOURS[way], label=label)
             continue
         style = (0, (5, 3)) if way in (Way.STUDENT, Way.CHEAP) else "-"
         axes.plot(found.volumes, middle, color=COLOURS[way], lw=1.8, ls=style, label=label)
-        axes.fill_between(found.volumes, np.maximum(low, 1e-9), high, color=COLOURS[way], alpha=0.13, lw=0)
-        shown.append(middle)
+        axes.fill_between(found.volumes, np.maximum(low, 1e-9), high, color=COLOURS[way], alpha=0.2, lw=0)
+        # The student's falls without end, and takes no room from the others.
+        shown.append(middle if way != Way.STUDENT else middle[found.volumes <= inputs.volume])
     axes.axvline(inputs.volume, color=GREY, lw=1, ls=(0, (4, 3)),
-                 label=f"asked about: {inputs.volume:,.0f} items a month")
-    start = economics.pays_from
+                 label=f"here: {inputs.volume:,.0f} items a month")
+    start = None if economics.pays_from is None else economics.pays_from.first
     if start is None:
         axes.plot([], [], "o", color=RED, label="the cascade saves nothing at any volume")
     elif found.volumes[0] <= start <= found.volumes[-1]:
         at = np.interp(math.log(start), np.log(found.volumes), found.usd_per_million[Way.LLM][0])
-        axes.plot(start, at, "o", color=RED, ms=7, zorder=4, label=f"it saves from {round_up(start):,.0f} on")
+        label = f"the cascade saves from {round_up(start):,.0f} items a month on"
+        axes.plot(start, at, "o", color=RED, ms=7, zorder=4, label=label)
     else:
-        axes.plot([], [], "o", color=RED, label=f"it saves from {round_up(start):,.0f} on, off this picture")
+        axes.plot([], [], "o", color=RED, label=f"the cascade saves from {round_up(start):,.0f} on, off this picture")
     if shown:
-        axes.set_ylim(float(np.min(shown)) / 2, float(np.max(shown)) * 2)
+        least, most = (float(end(np.concatenate(shown))) for end in (np.min, np.max))
+        axes.set_ylim(least / 2, min(2 * most, TALL * economics.option(Way.LLM).usd_per_million.value or math.inf))
     axes.set_xlim(found.volumes[0], found.volumes[-1])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda volume, _: f"{volume:,.0f}" if volume < 1e6 else
                                                  f"{volume / 1e6:,.0f} M"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda usd, _: plain_text(f"${usd:,.6g}")))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(10, numticks=8))
+        ends = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if ends[1] / ends[0] < NARROW else (1,), numticks=12))
         axis.set_minor_locator(NullLocator())
-    axes.set_xlabel("items a month", color=GREY)
+    told = "items a month" if found.people_drawn else "items a month\npeople's share as counted: see the table"
+    axes.set_xlabel(told, color=GREY)
     months = f"{inputs.horizon_months:g} months"
     axes.set_ylabel(plain_text(f"$ per million items, building spread over {months}"), color=GREY)
     axes.grid(color=PALE, lw=0.6)
@@ -184,8 +252,17 @@ def accuracy(option: Option) -> str:
 
 
 def count(number: float) -> str:
-    """Days or items; of what never happens, never."""
-    return "never" if math.isinf(number) else f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+    """Days or items, to three digits; of what never happens, never."""
+    if math.isinf(number):
+        return "never"
+    return f"{float(f'{number:.3g}'):,.0f}" if number >= 10 else two_digits(number) if number > 0 else "0"
+
+
+def _shown(inputs: Inputs) -> list[str]:
+    """The keys that are set and move a figure; an n stands with its share."""
+    hidden = inputs.idle | set(COUNTED.values())
+    names = [field.name for field in fields(Inputs)]
+    return [name for name in names if name not in hidden and getattr(inputs, name) is not None]
 
 
 def _ends(one: Swing) -> str:
