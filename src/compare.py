@@ -1,15 +1,18 @@
 """Compare the runs of a sweep by one key: `python -m src.compare sweep=<id> key=student.input_size baseline=224`.
 
 Pairs the answers of every value's students with the baseline's, item by item and seed by seed, on validation and gold's
-*choose* part, and says which values are shown to be worse. Test is not read. A multirun does the same by itself at its
-end where `CompareSweep` is among its callbacks, as in `conf/ablation/`.
+*choose* part, and says which values are shown to be better or worse. The same difference on test stands beside it and
+has no say. A multirun does all this by itself at its end where `CompareSweep` is among its callbacks, as in
+`conf/ablation/`.
 """
 
 import atexit
 import csv
 import io
 import json
+import math
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,19 +23,19 @@ from typing import Any
 import hydra
 import numpy as np
 import yaml
-from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from src.config import CONF, Comparison, TrackingSpec, read
 from src.console import entry_point, say, table, warn
 from src.errors import ConfigError, DataError, FlywheelError
-from src.metrics import Bools, Interval, bootstrap, paired_difference
+from src.metrics import Bools, Interval, bootstrap, over_seeds, paired_difference
 from src.reporting import comparisons
-from src.reporting.comparisons import Compared
-from src.tracking import PARENT, Child, StoredSweep, find_sweep, open_run
+from src.reporting.comparisons import Compared, Metric
+from src.tracking import PARENT, Child, StoredSweep, find_sweep, open_run, swept_values
 
-PARTS = ("validation", "gold")  # what may choose
+CHOOSE = ("validation", "gold")  # what may choose
+BESIDE = "test"  # what may not
 COLUMNS = ["item", "part", "target", "answer"]
 CONFIG, PREDICTIONS = "config.yaml", "predictions.csv"
 
@@ -57,23 +60,21 @@ class Training:
 @entry_point
 def main(cfg: DictConfig) -> None:
     asked: Comparison = read(cfg, Comparison)
-    compare(asked.sweep, asked.key, asked.baseline, asked.tracking)
+    compare(asked.sweep, asked.key, asked.baseline, asked.parts, asked.metrics, asked.tracking)
 
 
 class CompareSweep(Callback):
     """Hydra callback: at the end of a multirun, its runs are compared by `key`. Stands after `ParentRun`, whose run
-    they are children of. Where a job failed or was interrupted, it says how to compare what there is."""
+    they are children of. `parts` and `metrics` are those of `conf/compare.yaml`. Where a job failed or was
+    interrupted, it says how to compare what there is."""
 
-    def __init__(self, key: str, baseline: Any) -> None:
-        self.key, self.baseline = key, baseline
-        self.jobs, self.compared = 0, False
+    def __init__(self, key: str, baseline: Any, parts: Sequence[str] = CHOOSE, metrics: Sequence[str] = ()) -> None:
+        self.key, self.baseline, self.parts, self.metrics = key, baseline, tuple(parts), tuple(metrics)
+        self.compared = False
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         # Hydra does not call `on_multirun_end` where a job failed.
-        atexit.register(self.tell, str(config.home))
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        self.jobs += 1
+        atexit.register(self.tell, str(config.tracking.uri), str(config.home))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         # The jobs are over: what is opened now is a run of its own, as it is when somebody compares later.
@@ -82,44 +83,61 @@ class CompareSweep(Callback):
             return
         tracking = TrackingSpec(config.tracking.uri, config.tracking.experiment, config.tracking.artifacts)
         try:
-            compare(sweep, self.key, self.baseline, tracking)
+            compare(sweep, self.key, self.baseline, self.parts, self.metrics, tracking)
         except FlywheelError as error:
             # Hydra would make a warning of it, and the command would seem to have worked.
             sys.stderr.write(f"{error}\n")
             raise SystemExit(1) from error
         say(f"Compare again: {self.command(sweep, config.home)}")
 
-    def tell(self, home: str) -> None:
+    def tell(self, uri: str, home: str) -> None:
         sweep = os.environ.get(PARENT)
-        if sweep and self.jobs and not self.compared:
-            say(f"The sweep did not end well. What there is of it: {self.command(sweep, home)}")
+        if not sweep or self.compared:
+            return
+        try:
+            find_sweep(uri, sweep, ())
+        except FlywheelError:  # no job was begun
+            return
+        say(f"The sweep did not end well. What there is of it: {self.command(sweep, home)}")
 
     def command(self, sweep: str, home: str) -> str:
         where = "" if home == "mlruns" else f" home={home}"
-        return f".venv/bin/python -m src.compare sweep={sweep} key={self.key} baseline={spelt(self.baseline)}{where}"
+        parts = "" if self.parts == CHOOSE else f" parts=[{','.join(self.parts)}]"
+        metrics = f" metrics=[{','.join(self.metrics)}]" if self.metrics else ""
+        return (f".venv/bin/python -m src.compare sweep={sweep} key={self.key} baseline={spelt(self.baseline)}"
+                f"{parts}{metrics}{where}")
 
 
-def compare(sweep: str, key: str, baseline: Any, tracking: TrackingSpec) -> None:
+def compare(sweep: str, key: str, baseline: Any, parts: Sequence[str], metrics: Sequence[str],
+            tracking: TrackingSpec) -> None:
     """Compare, print, and record in a run of its own that names the sweep. Raises ConfigError, DataError or
     TrackingError."""
     stored = find_sweep(tracking.uri, sweep, (CONFIG, PREDICTIONS))
-    record(compared(stored, key, spelt(baseline)), stored, key, spelt(baseline), tracking)
+    rows = compared(stored, key, spelt(baseline), parts, metrics)
+    record(rows, stored, key, spelt(baseline), tracking)
 
 
-def compared(stored: StoredSweep, key: str, baseline: str) -> list[Compared]:
+def compared(stored: StoredSweep, key: str, baseline: str, parts: Sequence[str] = CHOOSE,
+             metrics: Sequence[str] = ()) -> list[Compared]:
     """A row for each value of `key` that was trained with every seed, numbers in ascending order; what is left out is
     said. Raises ConfigError or DataError."""
     for why in stored.failed:
         warn(f"A job of the sweep failed: {why}")
     trainings = complete(distinct(trainings_by(stored, key), key), key, baseline, stored.id)
     check_same_data(trainings)
-    others = sorted(varying(trainings) - {key, "seed"})
+    others = sorted(name for name in varying(trainings) - {key, "seed"}
+                    if not name.startswith(f"{key.replace('/', '.')}."))
     if others:
         warn(f"With {key}, these keys vary as well, and the differences are of all of them: {', '.join(others)}")
-    right, left_out = common(trainings)
+    right, left_out = common(trainings, parts)
     if left_out:
         warn(f"{left_out} item(s) are left out that not all runs hold with the same target.")
-    return compare_values(right, baseline, {value: [t.child for t in of] for value, of in trainings.items()})
+    rows = compare_values(right, baseline, {value: [t.child for t in of] for value, of in trainings.items()}, parts,
+                          metrics)
+    if re.match("student[./]", key):
+        return rows
+    # Other keys leave the network as it is: where its speed differs, something else ran on the machine.
+    return [replace(row, items_per_second=math.nan, p50_ms=math.nan) for row in rows]
 
 
 def trainings_by(stored: StoredSweep, key: str) -> list[Training]:
@@ -129,6 +147,8 @@ def trainings_by(stored: StoredSweep, key: str) -> list[Training]:
     keys: set[str] = set()
     for child in stored.children:
         config = flatten(yaml.safe_load(child.files.get(CONFIG, "{}")))
+        if "/" in key and (choice := swept_values(child.tags).get(key)):  # a folder of conf/, not a key of the run
+            config[key] = choice
         keys |= config.keys()
         if not {key, "seed"} <= config.keys():
             lacking.append(f"{child.name} ({child.status}, without the key {key})")
@@ -212,45 +232,51 @@ def varying(trainings: Mapping[str, Sequence[Training]]) -> set[str]:
     return {key for key in set().union(*configs) if len({spelt(config.get(key)) for config in configs}) > 1}
 
 
-def common(trainings: Mapping[str, Sequence[Training]]) -> tuple[dict[str, dict[str, Bools]], int]:
-    """By value and part, [S, N] whether each seed's answer about each item is right; and how many items were left out,
-    since not all runs hold them with the same target. Raises DataError where hardly any are left."""
+def common(trainings: Mapping[str, Sequence[Training]],
+           parts: Sequence[str]) -> tuple[dict[str, dict[str, Bools]], int]:
+    """By value and part, [S, N] whether each seed's answer about each item is right; and how many items of `parts` were
+    left out, since not all runs hold them with the same target. Raises DataError where hardly any are left."""
     answers = {value: [t.answers or {} for t in of] for value, of in trainings.items()}
     held = [given for of in answers.values() for given in of]
     items = set().union(*held)
     shared = sorted(item for item in items if all(item in given for given in held)
                     and len({given[item][0] for given in held}) == 1)
-    if len(shared) < 2:
-        raise DataError(f"The runs share {len(shared)} item(s) of validation and gold with the same target, of "
-                        f"{len(items)}: nothing to compare them on. Sweep with data.*, labeler.* and quality.* held "
-                        "fixed.")
-    by_part = {part: [item for item in shared if item[0] == part] for part in PARTS}
+    by_part = {part: [item for item in shared if item[0] == part] for part in (*CHOOSE, BESIDE)}
+    kept, had = sum(len(by_part[part]) for part in parts), sum(item[0] in parts for item in items)
+    if kept < 2:
+        raise DataError(f"The runs share {kept} item(s) of {' and '.join(parts)} with the same target, of {had}: "
+                        "nothing to compare them on. Sweep with data.*, labeler.* and quality.* held fixed.")
     right = {value: {part: np.array([[given[item][0] == given[item][1] for item in of_part] for given in of])
                      for part, of_part in by_part.items()} for value, of in answers.items()}
-    return right, len(items) - len(shared)
+    return right, had - kept
 
 
-def compare_values(right: Mapping[str, Mapping[str, Bools]], baseline: str,
-                   children: Mapping[str, Sequence[Child]]) -> list[Compared]:
-    """A row for each value, in the order given."""
+def compare_values(right: Mapping[str, Mapping[str, Bools]], baseline: str, children: Mapping[str, Sequence[Child]],
+                   parts: Sequence[str] = CHOOSE, metrics: Sequence[str] = ()) -> list[Compared]:
+    """A row for each value, in the order given. Raises ConfigError for a metric that a run lacks."""
     theirs = right[baseline]
-    both = np.hstack([theirs[part] for part in PARTS])
+    both = np.hstack([theirs[part] for part in parts])
     rows = []
     for value, ours in right.items():
-        pooled = np.hstack([ours[part] for part in PARTS])
+        pooled = np.hstack([ours[part] for part in parts])
         row = Compared(
-            value=value, agreement=_mean(ours["validation"]), accuracy=_mean(ours["gold"]),
-            difference=paired_difference(pooled, both),
+            value=value, parts=tuple(parts), difference=paired_difference(pooled, both),
             items_alone=paired_difference(*(side.mean(axis=0, keepdims=True) for side in (pooled, both))),
-            on_validation=_paired(ours["validation"], theirs["validation"]),
-            on_gold=_paired(ours["gold"], theirs["gold"]),
             by_seed=tuple((pooled.mean(axis=1) - both.mean(axis=1)).tolist()),
+            # Of labels that differ, those that are the same are the easy ones.
+            agreement=_mean(ours["validation"]) if "validation" in parts else None,
+            on_validation=_paired(ours["validation"], theirs["validation"]) if "validation" in parts else None,
+            accuracy=_mean(ours["gold"]), on_gold=_paired(ours["gold"], theirs["gold"]),
+            on_test=_paired(ours[BESIDE], theirs[BESIDE]), test=_mean(ours[BESIDE]),
+            metrics={name: Metric(over_seeds(_logged(children[value], name)),
+                                  over_seeds(np.subtract(_logged(children[value], name),
+                                                         _logged(children[baseline], name)))) for name in metrics},
             items_per_second=_median(children[value], "throughput/items_per_second"),
             p50_ms=_median(children[value], "latency/p50_ms"),
         )
         if value == baseline:  # there is no doubt about a difference to itself
             none = Interval(0.0, 0.0, 0.0, row.difference.n)
-            row = replace(row, difference=none, items_alone=none, on_validation=None, on_gold=None)
+            row = replace(row, difference=none, items_alone=none, on_validation=None, on_gold=None, on_test=None)
         rows.append(row)
     return rows
 
@@ -272,19 +298,19 @@ def record(rows: list[Compared], stored: StoredSweep, key: str, baseline: str, t
         run.table(comparisons.frame(rows, baseline), "comparison")
         run.figure(comparisons.figure(rows, baseline, title=title, note=note), "comparison")
     short = key.rpartition(".")[2]  # 120 columns are few
-    table(f"{title}; means over {len(rows[0].by_seed)} seed(s), speed: their median {note}".strip(),
-          comparisons.score_rows(rows),
-          (short, "agreement with the teacher (validation)", "accuracy against truth (gold)", "items/s", "ms an item"))
+    table(f"{title}; means over {len(rows[0].by_seed)} seed(s) (speed: their median) {note}".strip(),
+          comparisons.score_rows(rows), (short, *comparisons.scores(rows)))
     table(f"More often right than {baseline}; 95% intervals, for fresh items and seeds",
-          comparisons.difference_rows(rows, baseline),
-          (short, "validation and gold", "by seed", "validation alone", "gold alone", "verdict"))
+          comparisons.difference_rows(rows, baseline), (short, *comparisons.differences(rows)))
+    if rows[0].metrics:
+        table(f"Means over seeds, and how much more than {baseline}; 95% intervals over seeds",
+              comparisons.metric_rows(rows, baseline), (short, *rows[0].metrics))
     say(told + (f" {note}" if note else ""))
     say(f"Table and picture: MLflow run {run.id}")
 
 
 def read_predictions(text: str, child: Child) -> Answers:
-    """What was answered about items that may choose, where the target is known; lines of test are passed over. Raises
-    DataError for a file of another kind."""
+    """What was answered about items whose target is known. Raises DataError for a file of another kind."""
     lines = csv.DictReader(io.StringIO(text, newline=""))
     lacking = [column for column in COLUMNS if column not in (lines.fieldnames or [])]
     if lacking:
@@ -293,7 +319,7 @@ def read_predictions(text: str, child: Child) -> Answers:
     answers: dict[tuple[str, str], tuple[str, str]] = {}
     for line in lines:
         place = (line["part"], line["item"])
-        if line["part"] not in PARTS or not line["target"]:
+        if line["part"] not in (*CHOOSE, BESIDE) or not line["target"]:
             continue
         if place in answers:
             raise DataError(f"{PREDICTIONS} of run={child.id!r} ({child.name}) holds the item {line['item']!r} of "
@@ -325,6 +351,13 @@ def _mean(right: Bools) -> Interval | None:
 
 def _paired(ours: Bools, theirs: Bools) -> Interval | None:
     return paired_difference(ours, theirs) if ours.shape[1] > 1 else None
+
+
+def _logged(children: Sequence[Child], metric: str) -> list[float]:
+    if lacking := [child.name for child in children if metric not in child.metrics]:
+        raise ConfigError("metrics", metric, f"{', '.join(lacking[:3])} did not log it; they logged such as "
+                          f"{', '.join(sorted(set(children[0].metrics) - {metric})[:8])}")
+    return [child.metrics[metric] for child in children]
 
 
 def _median(children: Sequence[Child], metric: str) -> float:

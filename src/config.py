@@ -218,12 +218,15 @@ class Certification:
 @dataclass
 class Comparison:
     """`sweep` is the id of a multirun's parent run, `key` the configuration's key that its runs are compared by, and
-    `baseline` the value of it that the others are held against."""
+    `baseline` the value of it that the others are held against. `parts` decide; `metrics` are logged ones that are
+    shown beside it."""
 
     home: str
     sweep: str
     key: str
     baseline: Any
+    parts: list[str]
+    metrics: list[str]
     tracking: TrackingSpec
 
     def __post_init__(self) -> None:
@@ -231,6 +234,8 @@ class Comparison:
             raise ConfigError("sweep", self.sweep, "the id of a multirun's parent run, as the MLflow UI shows it")
         if not self.key or self.key == "seed":
             raise ConfigError("key", self.key, "a dotted key of the runs' config.yaml; seeds are what is averaged over")
+        if not self.parts or not set(self.parts) <= {"validation", "gold"} or len(set(self.parts)) < len(self.parts):
+            raise ConfigError("parts", self.parts, "validation, gold, or both; test chooses nothing")
 
 
 @dataclass

@@ -132,6 +132,17 @@ def bootstrap(statistic: Callable[[npt.NDArray[np.int64]], float], n: int, *, se
     return Interval(value, min(value, float(low)), max(value, float(high)), n)
 
 
+def over_seeds(values: Sequence[float] | Floats) -> Interval:
+    """The mean of what was measured once a training, with Student's 95% interval for fresh trainings; n is how many
+    there were. One alone tells nothing of others: its interval is without bounds, nan. Raises ValueError for none."""
+    given = np.asarray(values, dtype=np.float64)
+    if not len(given):
+        raise ValueError("one value or more")
+    mean, n = float(given.mean()), len(given)
+    reach = float(stdtrit(n - 1, 0.975) * given.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    return Interval(mean, mean - reach, mean + reach, n)
+
+
 def paired_difference(ours: Floats | Bools, theirs: Floats | Bools) -> Interval:
     """How much more often `ours` is right than `theirs`, with a 95% interval for fresh items and fresh trainings.
 
@@ -155,13 +166,13 @@ def paired_difference(ours: Floats | Bools, theirs: Floats | Bools) -> Interval:
     variance = ((by_item**2).sum() + 1 - by_item.sum() ** 2 / counted) / counted**2
     freedom = float(n - 1)
     if seeds > 1:
-        over_seeds = by_seed.var(ddof=1) / seeds
+        between = by_seed.var(ddof=1) / seeds
         # What an item and a seed do together is in both variances, and is to be counted once.
         rest = difference - by_item - by_seed[:, None] + value
         together = (rest**2).sum() / ((seeds - 1) * (n - 1)) / (seeds * n)
-        if over_seeds > together:
-            items, variance = variance, variance + over_seeds - together
-            freedom = variance**2 / (items**2 / (n - 1) + over_seeds**2 / (seeds - 1))
+        if between > together:
+            items, variance = variance, variance + between - together
+            freedom = variance**2 / (items**2 / (n - 1) + between**2 / (seeds - 1))
     reach = float(stdtrit(freedom, 0.975) * math.sqrt(variance))
     return Interval(value, max(-1.0, value - reach), min(1.0, value + reach), n)
 

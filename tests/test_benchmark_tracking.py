@@ -2,7 +2,8 @@
 
 import pytest
 
-from src.benchmarks.tracking import TRAIN, WAYS, Took, demo_student, rows
+from src.benchmarks.defaults import demo_student
+from src.benchmarks.tracking import TRAIN, WAYS, Took, rows
 
 
 def test_shares_are_of_pairs_and_not_of_medians() -> None:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import yaml
 from conftest import composed
-from hydra.core.utils import JobReturn, JobStatus
 from jobs import call, runs
 from mlflow.entities import Run
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +23,7 @@ from src import compare, tracking
 from src.compare import CompareSweep, Comparison, compared, spelt
 from src.config import Job, read
 from src.errors import ConfigError, DataError, FlywheelError
+from src.metrics import Interval
 from src.reporting.comparisons import Compared
 from src.tracking import PARENT, Child, StoredSweep, open_run
 
@@ -105,12 +105,56 @@ def test_seeds_that_disagree_are_in_the_interval() -> None:
     assert lucky.by_seed == pytest.approx([0, -60 / 400, 0])
 
 
-def test_test_is_never_looked_at() -> None:
-    """Not its answers, and not even whether it is there."""
-    others = [child(config(size, seed), answers({**mistakes(size, seed), "test": range(seed)},
-                                                items={**ITEMS, "test": 0 if seed else 10}), rate=100_000 / size + seed)
-              for size in SIZES for seed in SEEDS]
-    assert rows_of(others) == rows_of(sizes())
+def test_test_stands_beside_and_has_no_say() -> None:
+    """Neither its answers nor whether it is there change anything else."""
+    good, without = ([child(config(size, seed), answers({**mistakes(size, seed), "test": range(5 if size == 64 else 0)},
+                                                        items={**ITEMS, "test": tested if seed else 50}),
+                            rate=100_000 / size + seed) for size in SIZES for seed in SEEDS] for tested in (50, 0))
+    usual, here, gone = rows_of(sizes()), rows_of(good), rows_of(without)
+    for size in ("64", "96", "224"):
+        assert replace(here[size], test=None, on_test=None) == replace(usual[size], test=None, on_test=None)
+        assert gone[size] == replace(here[size], test=None, on_test=None)
+    assert usual["64"].worse and usual["64"].on_test and usual["64"].on_test.value == 1  # 224 is always wrong there
+    assert here["64"].on_test and here["64"].on_test.value == pytest.approx(-0.1) and here["224"].on_test is None
+    assert here["64"].test and here["64"].test.value == pytest.approx(0.9)
+
+
+def test_gold_alone_decides_where_labels_differ() -> None:
+    """Validation's targets are the labels that were learned from."""
+    children = sizes()
+    alone = {row.value: row for row in compared(StoredSweep("abc", "s", "t", [], children), "student.input_size", "224",
+                                                ["gold"])}
+    assert alone["64"].difference == rows_of(children)["64"].on_gold
+    assert alone["64"].difference.n == 100 and alone["64"].agreement is alone["64"].on_validation is None
+    assert alone["64"].on_test == rows_of(children)["64"].on_test
+
+
+def test_logged_metrics_stand_beside_with_intervals_over_seeds() -> None:
+    children = [replace(one, metrics={"label/accepted": 1000.0, "ece": ece}) for one, ece in zip(
+        [child(config(size, seed), answers({})) for size in (64, 224) for seed in SEEDS],
+        (0.10, 0.13, 0.10, 0.05, 0.06, 0.07), strict=True)]
+    rows = {row.value: row.metrics for row in compared(StoredSweep("abc", "s", "t", [], children), "student.input_size",
+                                                       "224", metrics=["label/accepted", "ece"])}
+    assert rows["64"]["label/accepted"].mean == Interval(1000, 1000, 1000, 3)
+    mean, difference = rows["64"]["ece"].mean, rows["64"]["ece"].difference
+    assert mean.value == pytest.approx(0.11)
+    # By a table of Student's t: 4.303 at two degrees of freedom.
+    gaps = np.array([0.05, 0.07, 0.03])
+    assert difference.value == pytest.approx(0.05)
+    assert difference.high - 0.05 == pytest.approx(4.303 * gaps.std(ddof=1) / 3**0.5, rel=1e-3)
+    assert rows["224"]["ece"].difference == Interval(0, 0, 0, 3)
+    with pytest.raises(ConfigError, match="metrics='auroc' is not allowed: t net s0, t net s1, t net s2 did not log"):
+        compared(StoredSweep("abc", "s", "t", [], children), "student.input_size", "224", metrics=["auroc"])
+
+
+def test_a_folder_of_conf_may_be_the_key(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its choice is no key of a run's config; what it changes is no other difference."""
+    children = [child({"seed": seed, "student": {"augment": {"crop_scale": crop}}}, answers({"gold": range(wrong)}),
+                      **{"flywheel.swept": json.dumps({"student/augment": name, "seed": str(seed)})})
+                for name, crop, wrong in (("none", 1.0, 60), ("wide", 0.5, 0)) for seed in SEEDS]
+    rows = rows_of(children, "student/augment", "wide")
+    assert [(row.value, row.worse) for row in rows.values()] == [("none", True), ("wide", False)]
+    assert not capsys.readouterr().out
 
 
 def test_items_that_not_all_hold_alike_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -336,16 +380,17 @@ def test_the_ablation_composes_and_its_callback_is_ours() -> None:
     assert str(asked["baseline"]) in found["sweeper"]["params"][asked["key"]].split(",")
 
 
-def test_where_a_job_failed_it_says_how_to_compare_the_rest(monkeypatch: pytest.MonkeyPatch,
+def test_where_a_job_failed_it_says_how_to_compare_the_rest(sweep: Tracked, monkeypatch: pytest.MonkeyPatch,
                                                             capsys: pytest.CaptureFixture[str]) -> None:
-    callback = CompareSweep("student.input_size", 224)
-    monkeypatch.setenv(PARENT, "abc")
-    callback.tell("mlruns")
+    callback = CompareSweep("student.input_size", 224, ["gold"], ["label/accepted"])
+    with sweep.opened("sweep without jobs", {"flywheel.stage": "sweep"}) as parent:
+        monkeypatch.setenv(PARENT, parent.id)
+        callback.tell(sweep.uri, "mlruns")
     assert not capsys.readouterr().out  # no job was begun
-    callback.on_job_end(OmegaConf.create({}), JobReturn(status=JobStatus.FAILED))
-    callback.tell("mlruns")
-    told = capsys.readouterr().out
-    assert "python -m src.compare sweep=abc key=student.input_size baseline=224\n" in told.replace("\r", "")
+    monkeypatch.setenv(PARENT, sweep.id)  # jobs may have run in other processes
+    callback.tell(sweep.uri, "mlruns")
+    assert (f"python -m src.compare sweep={sweep.id} key=student.input_size baseline=224 parts=[gold] "
+            "metrics=[label/accepted]\n") in capsys.readouterr().out.replace("\r", "")
 
 
 def test_a_dry_run_is_not_compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,11 +8,15 @@ from test_figures import check_legible
 from src.metrics import Interval
 from src.reporting.comparisons import (
     Compared,
+    Metric,
     difference_rows,
+    differences,
     figure,
     frame,
+    metric_rows,
     number,
     score_rows,
+    scores,
     smallest,
     statement,
 )
@@ -26,7 +30,8 @@ def row(value: str, low: float = 0.0, middle: float = 0.0, high: float = 0.0, ra
     gap = Interval(middle, low, high, 450)
     score = Interval(0.8 + middle, 0.76 + middle, 0.84 + middle, 300)
     spread = tuple(middle + 0.01 * (seed - 1) for seed in range(seeds))
-    return Compared(value, score, replace(score, n=150), gap, gap, gap, gap, spread, rate, 1000 / rate)
+    return Compared(value, ("validation", "gold"), score, replace(score, n=150), replace(score, n=500), gap, gap, gap,
+                    gap, gap, spread, {}, rate, 1000 / rate)
 
 
 SIZES = [row("64", -0.09, -0.06, -0.03, 2600), row("96", -0.05, -0.02, 0.01, 1450), row("128", -0.03, -0.01, 0.01, 900),
@@ -42,7 +47,9 @@ def test_the_answer_says_what_it_costs_and_what_it_gains() -> None:
 
 @pytest.mark.parametrize(("rows", "told"), [
     ([SIZES[0], SIZES[3]], "is 224 itself: all smaller ones are shown to be worse. Throughput: 373 items/s."),
-    ([SIZES[3], row("256", -0.1, -0.06, -0.02)], "is 224 itself: it is the smallest that was tried."),
+    ([SIZES[3], row("256", -0.1, -0.06, -0.02), row("288", 0.01, 0.02, 0.03), row("320", -0.01, 0.02, 0.05)],
+     "student.input_size against 224, n=450 items of validation and gold, 3 seeds: shown to be better: 288 (+0.020 "
+     "[+0.010, +0.030]); shown to be worse: 256 (-0.060 [-0.100, -0.020]); neither: 320 (+0.020 [-0.010, +0.050])."),
     ([row("96", 0.01, 0.02, 0.03), SIZES[3]], "is 96: difference +0.020 [+0.010, +0.030], n=450 items of validation "
                                               "and gold, 3 seeds; nothing is lost."),
     ([row("64", -0.03, -0.01, 0.01), row("96", -0.09, -0.06, -0.03), SIZES[3]],
@@ -52,7 +59,7 @@ def test_the_answer_says_what_it_costs_and_what_it_gains() -> None:
     ([row("64", -0.03, -0.01, 0.01, seeds=1), row("224", seeds=1)], "1 seed; up to 0.030 could be lost"),
     ([row("64", -0.03, -0.01, 0.01, seeds=1), row("224", seeds=1)], "With one seed, luck in training is in no "
                                                                       "interval."),
-    ([row("64", -0.03, -0.01, 0.01, rate=float("nan")), SIZES[3]], "Its throughput was not measured."),
+    ([row("64", -0.03, -0.01, 0.01, rate=float("nan")), SIZES[3]], "up to 0.030 could be lost."),
 ])
 def test_the_answer_fits_what_was_found(rows: list[Compared], told: str) -> None:
     assert told in statement(rows, KEY, "224")
@@ -66,9 +73,12 @@ def test_names_have_no_smallest() -> None:
     rows = [row("drop", -0.09, -0.06, -0.03), row("flag")]
     assert smallest(rows) is None
     assert statement(rows, "quality.heuristics", "flag") == (
-        "quality.heuristics has values that are no numbers, so none is the smallest; shown to be worse than flag: "
-        "drop.")
-    assert "no value is shown to be worse than flag" in statement([row("drop"), row("flag")], "k", "flag")
+        "quality.heuristics against flag, n=450 items of validation and gold, 3 seeds: shown to be worse: drop (-0.060 "
+        "[-0.090, -0.030]).")
+    told = statement([replace(row("drop", seeds=1), parts=("gold",)), replace(row("flag", seeds=1), parts=("gold",))],
+                     "k", "flag")
+    assert told == ("k against flag, n=450 items of gold, 1 seed: neither: drop (+0.000 [+0.000, +0.000]). With one "
+                    "seed, luck in training is in no interval.")
 
 
 def test_the_smallest_goes_by_number_not_by_letter() -> None:
@@ -78,22 +88,42 @@ def test_the_smallest_goes_by_number_not_by_letter() -> None:
 
 
 def test_the_tables_hold_every_value() -> None:
-    assert score_rows(SIZES)[0] == ("64", "0.740 [0.700, 0.780], n=300", "0.740 [0.700, 0.780], n=150", "2,600", "0.4")
+    assert score_rows(SIZES)[0] == ("64", "0.740 [0.700, 0.780], n=300", "0.740 [0.700, 0.780], n=150",
+                                    "0.740 [0.700, 0.780], n=500", "2,600", "0.4")
     rows = difference_rows(SIZES, "224")
-    assert rows[0] == ("64", "-0.060 [-0.090, -0.030]", "-0.070…-0.050", *["-0.060 [-0.090, -0.030]"] * 2, "worse")
+    assert rows[0] == ("64", "-0.060 [-0.090, -0.030]", "-0.070…-0.050", *["-0.060 [-0.090, -0.030]"] * 3, "worse")
+    assert differences(SIZES) == ("validation and gold", "by seed", "validation alone", "gold alone", "test, beside it",
+                                  "verdict")
+    alone = [replace(one, parts=("gold",)) for one in SIZES]
+    assert differences(alone) == ("gold", "by seed", "test, beside it", "verdict")
+    assert difference_rows(alone, "224")[3] == ("224", *["–"] * 3, "baseline")
     assert [shown for *_, shown in rows] == ["worse", "not worse", "not worse", "baseline"]
     assert difference_rows([row("9", 0.01, 0.02, 0.03), SIZES[3]], "224")[0][-1] == "better"
-    unknown = replace(SIZES[0], agreement=None, on_validation=None, items_per_second=float("nan"), p50_ms=float("nan"))
-    assert score_rows([unknown])[0] == ("64", "–", "0.740 [0.700, 0.780], n=150", "–", "–")
+    unknown = replace(SIZES[0], agreement=None, on_validation=None, test=None, items_per_second=float("nan"),
+                      p50_ms=float("nan"))
+    assert score_rows([unknown])[0] == ("64", "0.740 [0.700, 0.780], n=150")
+    assert scores([unknown]) == ("accuracy against truth (gold)",)
+    assert score_rows([unknown, SIZES[3]])[0][1:] == ("–", "0.740 [0.700, 0.780], n=150", "–", "–", "–")
     table = frame([unknown, SIZES[3]], "224")
     assert table.value.tolist() == ["64", "224"] and table.baseline.tolist() == [False, True]
     assert table.difference_low[0] == -0.09 and table.isna().agreement[0]
 
 
+def test_metrics_stand_beside_with_their_differences() -> None:
+    labels = Metric(Interval(1431, 1431, 1431, 3), Interval(-69, -69, -69, 3))
+    ece = Metric(Interval(0.061, 0.04, 0.082, 3), Interval(-0.01, -0.03, 0.01, 3))
+    rows = [replace(one, metrics={"label/accepted": labels, "ece": ece}) for one in SIZES[2:]]
+    assert metric_rows(rows, "224") == [
+        ("128", "1,431\n-69.000", "0.061 [0.040, 0.082]\n-0.010 [-0.030, +0.010]"),
+        ("224", "1,431", "0.061 [0.040, 0.082]")]
+    table = frame(rows, "224")
+    assert table["label/accepted"].tolist() == [1431, 1431] and table["ece_difference_low"][0] == -0.03
+
+
 def test_the_picture_can_be_read() -> None:
     drawn = figure(SIZES, "224", title="sweep: student.input_size against 224", note=NOTE)
     found = check_legible(drawn, "64", "96", "128", "224 (baseline)", "items a second", "2,600", "373", "each seed",
-                          "validation alone", "gold alone", "validation and gold")
+                          "validation alone", "gold alone", "validation and gold", "test, beside it")
     assert any(NOTE in text for text in found)
     left, right = drawn.axes
     assert [bar.get_width() for bar in right.patches] == [2600, 1450, 900, 373]

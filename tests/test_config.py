@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.config import Benchmark, Cost, Decisions, Evaluation, Job, Review, Serve, read, recorded, without_passwords
 from src.errors import ConfigError
 from src.labeling.prompt import render
+from src.student.augment import Augment
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("task", "data", "teacher", "labeler", "quality", "student", "trainer", "calibration",
@@ -29,7 +30,7 @@ NEEDS = {("teacher", "openai_compatible"): ["teacher.model=any"],
 
 def test_no_file_is_left_out() -> None:
     seen = len(CHOICES) + len(EXPERIMENTS) + len(ABLATIONS)
-    groups = ("data/source", "rehearsal/errors", "cascade", "serving", "cost")
+    groups = ("data/source", "rehearsal/errors", "cascade", "serving", "cost", "student/augment")
     inner = sum(len([*(CONF / group).glob("*.yaml")]) for group in groups)
     top = {path.name for path in CONF.glob("*.yaml")}
     assert top == {"job.yaml", "search.yaml", "evaluate.yaml", "certify.yaml", "compare.yaml", "cost.yaml",
@@ -48,6 +49,13 @@ def test_every_error_model_composes(name: str, make_job: Callable[..., Job]) -> 
     assert make_job(f"rehearsal/errors={name}").rehearsal.errors.seed == 0
 
 
+@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "student" / "augment").glob("*.yaml"))])
+def test_every_augmentation_composes(name: str, make_job: Callable[..., Job]) -> None:
+    spec = make_job(f"student/augment={name}").student.augment
+    assert (Augment(**vars(spec)) == Augment()) is (name == "recipe")
+    assert (spec.crop_scale == 1) is (name == "none")
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_and_says_its_command(name: str, make_job: Callable[..., Job]) -> None:
     job = make_job(f"+experiment={name}")
@@ -57,8 +65,21 @@ def test_every_experiment_composes_and_says_its_command(name: str, make_job: Cal
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_ablation_composes_and_says_its_command(name: str, make_job: Callable[..., Job]) -> None:
+    """With three seeds, a baseline that is swept, and gold alone to decide wherever labels are swept."""
     assert make_job("+experiment=cifar5", f"+ablation={name}")
-    assert f"+ablation={name}" in (CONF / "ablation" / f"{name}.yaml").read_text()
+    text = (CONF / "ablation" / f"{name}.yaml").read_text()
+    assert f"python -m src.train +experiment=cifar5 +ablation={name}\n" in text
+    said = yaml.safe_load(text)["hydra"]
+    swept, compare = said["sweeper"]["params"], dict(said["callbacks"]["compare"])
+    key = compare["key"]
+    assert said["mode"] == "MULTIRUN" and swept.keys() == {key, "seed"} and swept["seed"] == "0,1,2"
+    values = swept[key].split(",")
+    assert compare.pop("_target_") == "src.compare.CompareSweep" and str(compare["baseline"]) in values
+    for value in values:
+        make_job("+experiment=cifar5", f"+ablation={name}", f"{key}={value}")
+    labels_vary = key.split(".")[0] in ("labeler", "quality", "rehearsal")
+    assert (compare.get("parts") == ["gold"]) is labels_vary
+    assert ("parent_run" in said["callbacks"]) is labels_vary
 
 
 def test_the_recipes_values_are_the_defaults(make_job: Callable[..., Job]) -> None:

@@ -13,15 +13,14 @@ import time
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import timm
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
+from src.benchmarks.defaults import demo_student
 from src.benchmarks.machine import processor
-from src.config import CONF
 from src.console import say, table
 from src.student.curves import Curves, Log
 from src.student.device import resolve
@@ -121,11 +120,3 @@ def pixels(spec: StudentSpec) -> LabelledImages:
     labels = {item.key: Label(item.key, CLASSES[n % len(CLASSES)], True, "random") for n, item in enumerate(items)}
     return LabelledImages(items[:TRAIN], items[TRAIN:], labels, CLASSES, input_size=spec.input_size,
                           batch_size=spec.batch_size, sharpen=False, max_pixels=10**6, seed=0, decoded=images)
-
-
-def demo_student() -> StudentSpec:
-    """As `make demo` trains it."""
-    demo = OmegaConf.load(Path(CONF, "experiment", "demo.yaml")).student
-    whole = OmegaConf.merge(OmegaConf.structured(StudentSpec),
-                            OmegaConf.load(Path(CONF, "student", "mobilenetv3_small.yaml")), demo)
-    return cast(StudentSpec, OmegaConf.to_object(whole))

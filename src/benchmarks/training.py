@@ -20,11 +20,11 @@ import lightning as L
 import timm
 import torch
 from lightning.pytorch.callbacks import Callback
-from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from src.benchmarks.defaults import student
 from src.benchmarks.machine import processor
 from src.config import CONF
 from src.console import say, table
@@ -33,7 +33,7 @@ from src.student.device import memory_format, resolve
 from src.student.fit import quiet
 from src.student.images import Batches, Shuffled
 from src.student.module import ImageStudent
-from src.student.spec import AugmentSpec, StudentSpec
+from src.student.spec import StudentSpec
 from src.tracking import latest
 
 CLASSES = 5
@@ -58,7 +58,7 @@ def run(*, sizes: Sequence[int], batch_size: int, steps: int, repeats: int, demo
 
 
 def _rates(size: int, batch_size: int, steps: int, repeats: int, device: str) -> tuple[str, ...]:
-    spec = _student(size, batch_size)
+    spec = student(input_size=size, batch_size=batch_size)
     images = torch.randint(0, 256, ((steps + 1) * batch_size, 3, size, size), dtype=torch.uint8)
     targets = F.one_hot(torch.arange(len(images)) % CLASSES, CLASSES).float()
     network = timm.create_model(spec.name, num_classes=CLASSES).to(device, memory_format=memory_format(device))
@@ -141,13 +141,6 @@ def _demo(warm_runs: int) -> list[tuple[str, str]]:
     return [("whole demo, empty cache", f"{whole:.0f} s"), ("peak memory", f"{peak / 2**30:.2f} GiB"),
             ("first training step, warm cache, beyond imports",
              f"{statistics.median(waits):.1f} s (median of {warm_runs})")]
-
-
-def _student(size: int, batch_size: int) -> StudentSpec:
-    """The default student at another size, as `conf/student/` has it."""
-    values: Any = OmegaConf.to_container(OmegaConf.load(Path(CONF, "student", "mobilenetv3_small.yaml")))
-    values |= {"input_size": size, "batch_size": batch_size, "augment": AugmentSpec(**values["augment"])}
-    return StudentSpec(**values)
 
 
 def _wait(device: str) -> None:
