@@ -18,9 +18,11 @@ from PIL import Image
 from src.data.images import Unreadable, load
 from src.errors import DataError
 from src.metrics import Interval
+from src.quality.spreadsheet import plain
 
 CONFIG, LABELS, PREDICTIONS = "config.yaml", "labels_llm.csv", "predictions.csv"
 EVALUATION, CALIBRATION, PROMPT, DATACARD = "eval.json", "calibration.json", "prompt.txt", "datacard.md"
+COST = "cost.json"  # of a run of src.cost about this one
 TABLES = "tables"
 NEEDED = (CONFIG, LABELS)
 FILES = (*NEEDED, PREDICTIONS, EVALUATION, CALIBRATION, PROMPT, DATACARD)
@@ -39,8 +41,8 @@ class Replay:
 class Findings:
     """`stand_ins` says what was not real, or nothing. `figures` are those of `Labelled.figures`. Tables of labels and
     predictions hold text as it stands in their files. `evaluation`, `predictions` and `calibration` are there once a
-    student was trained; certificates and replays, newest first, where they were made. `images` holds by an item's key
-    where its image lies."""
+    student was trained; certificates and replays, newest first, where they were made; in `cost` what `src.cost` found
+    last. `images` holds by an item's key where its image lies."""
 
     run: str
     when: datetime
@@ -57,6 +59,7 @@ class Findings:
     calibration: Mapping[str, Any] | None = None
     certificates: Sequence[Mapping[str, Any]] = ()
     replays: Sequence[Replay] = ()
+    cost: Mapping[str, Any] | None = None
     images: Mapping[str, Path] = field(default_factory=dict)
 
     @property
@@ -79,9 +82,9 @@ class Findings:
 
 def read_findings(folder: Path, *, run: str, when: datetime, stand_ins: str, figures: Mapping[str, float],
                   certificates: Sequence[Mapping[str, Any]] = (), replays: Sequence[Replay] = (),
-                  images: Mapping[str, Path] | None = None) -> Findings:
-    """Read whatever of FILES and of `tables/` the folder holds. Raises DataError where one of NEEDED is missing or a
-    file is broken."""
+                  cost: Path | None = None, images: Mapping[str, Path] | None = None) -> Findings:
+    """Read whatever of FILES and of `tables/` the folder holds, and the file `cost`. Raises DataError where one of
+    NEEDED is missing or a file is broken."""
     if lacking := [name for name in NEEDED if not (folder / name).exists()]:
         raise DataError(f"run={run!r} holds no {' and no '.join(lacking)}, so there is nothing to report on: name a "
                         "finished run of src.train or src.label.")
@@ -91,6 +94,9 @@ def read_findings(folder: Path, *, run: str, when: datetime, stand_ins: str, fig
         for name in FILES:
             if (path := folder / name).exists():
                 held[name] = _read(path)
+        if cost is not None:
+            name = COST
+            held[COST] = _read(cost)
         tables = {}
         for path in sorted((folder / TABLES).glob("*.json")):
             name = path.name
@@ -104,7 +110,7 @@ def read_findings(folder: Path, *, run: str, when: datetime, stand_ins: str, fig
         confusions={name: table for name, table in tables.items() if name.startswith("confusion_teacher")},
         prompt=held.get(PROMPT, ""), datacard=held.get(DATACARD, ""), evaluation=held.get(EVALUATION),
         predictions=held.get(PREDICTIONS), calibration=held.get(CALIBRATION), certificates=certificates,
-        replays=replays, images=images or {},
+        replays=replays, cost=held.get(COST), images=images or {},
     )
 
 
@@ -122,6 +128,8 @@ def _read(path: Path) -> Any:
         for name in frame.columns:
             if name == "confidence" or name.startswith("p_"):
                 frame[name] = pd.to_numeric(frame[name])
+            elif path.name == LABELS:  # a class may be called -1, which stands there with a quote before it
+                frame[name] = frame[name].map(plain)
         return frame
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":

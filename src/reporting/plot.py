@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 440, 300
-LEFT, RIGHT, TOP, BOTTOM = 46, 24, 12, 44
+WIDTH, HEIGHT = 440, 318
+LEFT, RIGHT, TOP, BOTTOM = 46, 24, 30, 44
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,19 @@ from src.reporting.plot import Plot, dollars, percents
 MISTAKES, REJECTED, ACCEPTED, CONTRADICTED = 18, 6, 10, 6  # pictures of each kind
 SIDE = 128  # pixels of a picture's longer side at most: 42 of them are 0.2 MB
 MATRIX_CLASSES = 15  # a larger table of confusions cannot be read; the pairs stand in words in any case
+WORST = 10  # classes, where there are more than that
 CONFUSED = 6
 LEAST_SURE = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 CURVE_POINTS = 80
+TEXT_SHOWN = 280  # characters of an item that is a text
 SETTLED = 20  # items; the accuracy of fewer would squeeze the curve under its ceiling
 PLANNED = (1.0, 0.7, 0.5)  # shares of gold's items, surest first, for which a promise is planned
 MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MILLION = 1_000_000
+VOLUMES = (10_000, 100_000, MILLION, 10 * MILLION)  # items a month
+PARTS = {"choose": "gold to calibrate and choose by", "certify": "gold that certifies", "train": "to learn from",
+         "validation": "to stop the training by", "test": "to judge by in the end"}
+PAYS = {"pays": "it pays", "unsure": "it is not certain whether it pays", "does not pay": "it does not pay"}
 
 pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                     lstrip_blocks=True)
@@ -40,13 +47,45 @@ pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=T
 
 def page(found: Findings) -> str:
     """The whole file."""
+    parts: dict[str, Any] = {
+        "labelled": labelled(found), "quality": quality(found), "student": student(found),
+        "promise": promise(found), "cascades": cascades(found), "money": money(found)}
     return pages.get_template("report.html.j2").render(
         run=found.run, when=found.when, stand_ins=found.stand_ins, rehearsal=found.stand_ins.startswith("REHEARSAL"),
         task=found.config["task"], classes=found.classes, student_name=found.config["student"]["name"],
-        labelled=labelled(found), quality=quality(found), student=student(found), calibration=calibration(found),
-        promise=promise(found), cascades=cascades(found), money=money(found), commands=commands(found),
-        prompt=found.prompt, datacard=found.datacard,
+        many=len(found.classes) > MATRIX_CLASSES, calibration=calibration(found), commands=commands(found),
+        prompt=found.prompt, datacard=found.datacard, answer=answer(**parts), **parts,
     )
+
+
+def answer(*, labelled: Mapping[str, Any], quality: Mapping[str, Any], student: Mapping[str, Any] | None,
+           promise: Mapping[str, Any] | None, cascades: Mapping[str, Any] | None,
+           money: Mapping[str, Any]) -> list[str]:
+    """What a reader with a minute takes away, the most important sentence first."""
+    if not labelled["accepted"]:
+        return ["No label was accepted, so there is nothing to learn from yet."]
+    right = quality["accepted_gold"] or quality["audit"]
+    if student is None or promise is None:
+        labels = f"{labelled['accepted']:,} of {labelled['n']:,} items have a label."
+        return [f"{labels} Of {right.n:,} such labels that were checked, {right.value:.0%} are right (95% interval "
+                f"{right.low:.0%} to {right.high:.0%})." if right else
+                f"{labels} How right these are is not known: nobody checked any."]
+    if best := promise["best"]:
+        told = [f"The student can answer about {best['coverage']:.0%} of the items by itself, and at least "
+                f"{exact(best['target_precision'])} of those answers are right: that is certified."]
+    elif promise["certificates"]:
+        least = min(one["target_precision"] for one in promise["certificates"])
+        told = [f"The student cannot be left to answer by itself yet: {exact(least)} right answers were asked for, "
+                "and its gold does not show them."]
+    else:
+        told = [f"The student alone is right on about {student['accuracy'].value:.0%} of the items. From which "
+                "confidence on it can be left to answer by itself is open: nothing is certified yet."]
+    told += _together(cascades) if cascades and cascades["used"] else \
+        ["What student and LLM are worth together, and what that saves, is not measured yet."]
+    if money["cost"]:
+        told.append(f"With hosting, people and labels counted, {money['cost']['verdict']} at "
+                    f"{money['cost']['volume']:,.0f} items a month.")
+    return told
 
 
 def labelled(found: Findings) -> dict[str, Any]:
@@ -60,12 +99,12 @@ def labelled(found: Findings) -> dict[str, Any]:
         "n": len(labels), "accepted": int(accepted.sum()),
         "share": proportion(int(accepted.sum()), len(labels)) if len(labels) else None,
         "data": sizes.get("name") or config["data"]["name"],
-        "sizes": {name: size for name, size in sizes.items() if isinstance(size, int)},
         "teachers": [teacher["model"] for teacher in teachers], "arbiter": arbiter["model"] if arbiter else None,
         "recorded": any(teacher.get("answers") for teacher in teachers), "passes": config["labeler"]["passes"],
         "consensus": config["quality"]["consensus"], "people": int((labels.reason == "reviewed").sum()),
         "failed": int(figures.get("label/failed", 0)), "endings": endings(labels),
         "sources": labels[accepted].source.value_counts().to_dict(),
+        "parts": [(PARTS.get(name, name), size) for name, size in sizes.items() if isinstance(size, int)],
         "by_class": [(str(name), meaning, int((labels[accepted].label == str(name)).sum()))
                      for name, meaning in config["task"]["classes"].items()],
         "examples": _examples(found, labels[accepted & ~labels.reason.isin(["reviewed"])], ACCEPTED, "label"),
@@ -92,7 +131,7 @@ def quality(found: Findings) -> dict[str, Any]:
     judged = [{"name": row["annotator"], "accuracy": Interval(row["accuracy"], row["low"], row["high"], row["n"])}
               for row in found.annotators.to_dict("records")]
     confused = [(name, pairs) for name, table in found.confusions.items() if (pairs := _pairs(*_matrix(table)))]
-    return {
+    known = {
         "accepted_gold": interval(figures, "label/gold_accuracy_accepted"),
         "teacher": interval(figures, "label/gold_accuracy"), "judged": judged,
         "truth": interval(figures, "label/truth_accuracy"), "audit": interval(figures, "label/audit_accuracy"),
@@ -101,8 +140,9 @@ def quality(found: Findings) -> dict[str, Any]:
         "kappa": figures.get("label/kappa"), "opinions": interval(figures, "label/effective_opinions"),
         "gold_needed": int(figures["label/gold_needed"]) if figures.get("label/gold_needed") else None,
         "second_looks": int(figures.get("label/second_looks", 0)), "confused": confused,
-        "said": figures.get("label/confidence_mean"),
     }
+    told = ("accepted_gold", "judged", "truth", "audit", "reviewers", "agreement", "opinions")
+    return {**known, "known": any(known[name] for name in told) or known["kappa"] is not None}
 
 
 def student(found: Findings) -> dict[str, Any] | None:
@@ -116,6 +156,9 @@ def student(found: Findings) -> dict[str, Any] | None:
     said = found.part(part)
     wrong = said[said.target != said.answer].sort_values("confidence", ascending=False, kind="stable")
     learned = found.part("validation")
+    rows = [_class_row(name, matrix, place, row) for place, (name, row) in
+            enumerate(zip(names, parts[part]["per_class"], strict=True))]
+    seen = [row for row in rows if row["support"]]
     doubted = learned[learned.target != learned.answer].sort_values("confidence", ascending=False, kind="stable")
     agreed = int((learned.target == learned.answer).sum())
     return {
@@ -126,8 +169,7 @@ def student(found: Findings) -> dict[str, Any] | None:
         "agreement": proportion(agreed, len(learned)) if len(learned) else None,
         "trained_on": int(found.evaluation.get("training", {}).get("train/items", 0)),
         "speed": found.evaluation.get("speed"), "input_size": found.evaluation.get("input_size"),
-        "per_class": [_class_row(name, matrix, place, row) for place, (name, row) in
-                      enumerate(zip(names, parts[part]["per_class"], strict=True))],
+        "per_class": rows, "worst": sorted(seen, key=lambda row: row["f1"] or 0.0)[:WORST],
         "matrix": _shares(names, matrix) if len(names) <= MATRIX_CLASSES else None, "names": names,
         "confused": _pairs(names, matrix),
         "mistakes": [_answered(found, row) for row in wrong.head(MISTAKES).itertuples()],
@@ -163,7 +205,8 @@ def promise(found: Findings) -> dict[str, Any] | None:
     for one in found.certificates:
         newest.setdefault((one["target_precision"], one.get("runtime"), one.get("dtype"), one.get("student")), one)
     granted = [one for one in newest.values() if one["certified"]]
-    return {"certificates": list(newest.values()), "granted": granted, "best": granted[0] if granted else None,
+    refused = [one for one in newest.values() if not one["certified"]]
+    return {"certificates": [*granted, *refused], "best": granted[0] if granted else None,
             "plan": None if newest else _plan(found)}
 
 
@@ -173,21 +216,33 @@ def cascades(found: Findings) -> dict[str, Any] | None:
         return None
     newest = found.replays[0]
     rows = [_answerer(mark, row) for mark, row in zip(MARKS, newest.rows.to_dict("records"), strict=False)]
+    # Where nothing is certified the first one leaves everything to the LLM, and says nothing about the student.
+    used = next((row for row in rows if row["kind"] == "cascade" and row["escalated"] and row["escalated"].value < 1),
+                None)
+    llm = next((row for row in rows if row["kind"] == "llm"), None)
     return {"run": newest.run, "when": newest.when, "rows": rows, "earlier": len(found.replays) - 1,
-            "n": int(newest.rows.n.iloc[0]), "plot": _cost_plot(rows)}
+            "n": int(newest.rows.n.iloc[0]), "plot": _cost_plot(rows), "used": used, "llm": llm,
+            "saved": _saved(used, llm)}
 
 
 def money(found: Findings) -> dict[str, Any]:
-    """What the labels cost."""
+    """What the labels cost, and what the student takes off the LLM's bill."""
     figures, accepted = found.figures, int((found.labels.accepted == "true").sum())
-    total = figures.get("label/cost_usd", 0.0)
-    replay = found.replays[0].rows if found.replays else pd.DataFrame()
-    llm = replay[replay.kind == "llm"].llm_usd_per_million.dropna() if len(replay) else pd.Series(dtype=float)
+    total, replayed = figures.get("label/cost_usd", 0.0), cascades(found)
+    saved = replayed["saved"] if replayed else None
+    llm = replayed["llm"]["usd"] if replayed and replayed["llm"] else None
+    # A month's items, the LLM's bill alone and with the student, what is left, and the items for people.
+    months = [(volume, volume * llm / MILLION, _times(saved, -volume * llm / MILLION, volume * llm / MILLION),
+               _times(saved, volume * llm / MILLION), _times(replayed["used"]["people"], volume))
+              for volume in VOLUMES] if replayed and saved and llm else []
+    # Fewest and most items after which the labels have come back; the most where a saving is not sure is none.
+    back = [total * MILLION / (llm * share) if share > 0 else None for share in (saved.high, saved.low)] \
+        if saved and llm and total and saved.value > 0 else None
     return {"total": total, "accepted": accepted, "per_thousand": 1000 * total / accepted if accepted else None,
             "this_run": figures.get("label/cost_usd_this_run", 0.0), "requests": int(figures.get("label/requests", 0)),
             "reused": int(figures.get("label/reused", 0)), "price": found.config["teacher"].get("price"),
-            "model": found.config["teacher"]["model"], "llm_per_million": float(llm.iloc[0]) if len(llm) else None,
-            "llm_n": int(replay.n.iloc[0]) if len(llm) else 0}
+            "model": found.config["teacher"]["model"], "llm_per_million": llm,
+            "llm_n": replayed["n"] if replayed else 0, "months": months, "back": back, "cost": _reckoned(found.cost)}
 
 
 def commands(found: Findings) -> list[tuple[str, str]]:
@@ -201,17 +256,20 @@ def commands(found: Findings) -> list[tuple[str, str]]:
                      "money; the limit is labeler.max_cost_usd.", f"export {key}=…"))
     rows.append((f"Correct labels by hand: write a class into the column label_final of "
                  f"{found.config.get('home', 'mlruns')}/review/{found.config['task']['name']}/review_labels.csv, then "
-                 "run the same training command again. It imports what you wrote.", ""))
+                 "run the same command again. It imports what you wrote.", ""))
     if found.evaluation is None:
-        return [*rows, ("Train a student on these labels: the same keys, with src.train in the place of src.label.",
-                        f"{python} src.train …"), ("Make this page again.", f"{python} src.report {run}")]
+        if "text" not in found.labels:  # there is no student for texts
+            rows.append(("Train a student on these labels: the same keys, with src.train in the place of src.label.",
+                         f"{python} src.train …"))
+        return [*rows, ("Make this page again.", f"{python} src.report {run}")]
     rows += [("See how much gold a promise takes. Asks nobody, spends nothing.",
               f"{python} src.certify {run} plan=true"),
              ("Promise how right the student's answers are. Once you have chosen this run: each time spends confidence "
               "in the gold set aside for it.", f"{python} src.certify {run}"),
              ("See what student and LLM are worth together, on items that neither learned from.",
               f"{python} src.evaluate {run}"),
-             ("Work out what it saves at your volume.", f"{python} src.cost {run} volume=1000000"),
+             ("Work out what it saves at your volume, with hosting and people counted.",
+              f"{python} src.cost {run} volume=1000000"),
              ("Serve it over HTTP.", f"{python} src.serve {run}"),
              ("Make this page again, with everything found out since.", f"{python} src.report {run}")]
     return rows
@@ -221,6 +279,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}%}"
 
 
+def exact(share: float) -> str:
+    """A share that was asked for or promised, with all its digits: rounding up would promise more."""
+    return f"{100 * share:.10g}%"
+
+
 def dollar(value: float | None) -> str:
     """In cents; two digits of what is less than ten of them."""
     if value is None:
@@ -228,6 +291,12 @@ def dollar(value: float | None) -> str:
     if 0 < value < 1e-4:
         return "less than $0.0001"
     return f"${value:,.2f}" if value >= 0.1 or not value else f"${value:.2g}"
+
+
+def whole_dollars(value: float) -> str:
+    """A sum of a month: cents matter below a hundred."""
+    sign, size = "-" if value < -0.005 else "", abs(value)
+    return f"{sign}${size:,.0f}" if size >= 100 else f"{sign}${size:,.2f}"
 
 
 def plain_name(annotator: str) -> str:
@@ -241,11 +310,17 @@ def breakable(name: str) -> Markup:
     return escape(name).replace("_", Markup("_<wbr>"))
 
 
+def about(n: float) -> str:
+    """Two digits of a number of items: more would claim to know them."""
+    return f"{float(f'{n:.2g}'):,.0f}"
+
+
 def count(n: int) -> str:
     return f"{n:,}"
 
 
-pages.filters.update(percent=percent, dollar=dollar, plain=plain_name, name=breakable, count=count)
+pages.filters.update(percent=percent, exact=exact, dollar=dollar, whole=whole_dollars, about=about, plain=plain_name,
+                     name=breakable, count=count)
 
 
 def _examples(found: Findings, labels: pd.DataFrame, count: int, by: str) -> list[dict[str, Any]]:
@@ -254,8 +329,20 @@ def _examples(found: Findings, labels: pd.DataFrame, count: int, by: str) -> lis
     ordered = labels.sort_values("item", kind="stable")
     turn = ordered.groupby(ordered[by]).cumcount()
     drawn = ordered.assign(turn=turn).sort_values(["turn", by, "item"], kind="stable").head(count)
-    return [{"label": row["label"], "reason": row["reason"], "why": row["why"], "votes": row["votes"],
-             "picture": _picture(found, row["item"]), "text": row.get("text", "")} for row in drawn.to_dict("records")]
+    return [{"label": row["label"], "reason": row["reason"], "why": row["why"], "said": _said(row["votes"]),
+             "picture": _picture(found, row["item"]), "text": _shortened(row.get("text", ""))}
+            for row in drawn.to_dict("records")]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= TEXT_SHOWN else f"{text[:TEXT_SHOWN - 1].rstrip()}…"
+
+
+def _said(votes: str) -> str:
+    """Different answers to one item; nothing where none of them could be used."""
+    given = votes.split(" | ")
+    return ", ".join(dict.fromkeys("nothing usable" if vote == "?" else vote for vote in given if vote)) \
+        if set(given) - {"", "?"} else ""
 
 
 def _answered(found: Findings, row: Any) -> dict[str, Any]:
@@ -337,13 +424,66 @@ def _plan(found: Findings) -> dict[str, Any] | None:
 
 def _answerer(mark: str, row: Mapping[Any, Any]) -> dict[str, Any]:
     known = {name: value for name, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
-    # How many answers are the student's own is known where every case has a truth.
-    known["own"] = round(known["coverage"] * known["n"]) if known["judged"] == known["n"] else 0
+    # Of how many answers these are shares is known where every case has a truth.
+    complete = known["judged"] == known["n"]
+    known["own"] = round(known["coverage"] * known["n"]) if complete else 0
+    known["automatic"] = round((1 - known.get("human_rate", 0.0)) * known["n"]) if complete else 0
     return {"mark": mark, "what": row["what"], "kind": row["kind"], "best_cheap": bool(row.get("best_cheap")),
-            "accuracy": interval(known, "accuracy", "judged"), "student": interval(known, "student_accuracy", "own"),
+            "certified": "certified at" in row["what"], "accuracy": interval(known, "accuracy", "automatic"),
+            "student": interval(known, "student_accuracy", "own"),
             "escalated": interval(known, "escalation_rate", "n"), "people": interval(known, "human_rate", "n"),
             "usd": known.get("llm_usd_per_million"), "mean_ms": known.get("latency_mean_ms"),
             "p95_ms": known.get("latency_p95_ms")}
+
+
+def _together(cascades: Mapping[str, Any]) -> list[str]:
+    """What the cascade in use is worth beside the LLM alone, what it saves, and what it leaves to people."""
+    used, llm, saved = cascades["used"], cascades["llm"], cascades["saved"]
+    told = []
+    if used["accuracy"]:
+        way = "With the LLM for the rest" if used["certified"] else \
+            "With a usual threshold, which promises nothing, and the LLM for the rest"
+        told.append(f"{way}, {used['accuracy'].value:.0%} of the answers are right")
+        if llm and llm["accuracy"]:
+            told[0] += f"; the LLM alone gets {llm['accuracy'].value:.0%}"
+            if used["accuracy"].low <= llm["accuracy"].high and llm["accuracy"].low <= used["accuracy"].high:
+                told[0] += " (their intervals overlap: take them for about the same)"
+        told[0] += "."
+    if saved:
+        told.append(f"The LLM is asked about {used['escalated'].value:.0%} of the items, and its bill for a million "
+                    "items " + (f"falls from {dollar(llm['usd'])} to {dollar(used['usd'])}." if saved.value > 0 else
+                       f"does not fall: {dollar(used['usd'])} instead of {dollar(llm['usd'])}."))
+    if used["people"]:
+        told.append(f"People decide {used['people'].value:.1%} of the items." if used["people"].value else
+                    f"None of the {cascades['n']:,} items had to be decided by a person.")
+    return told
+
+
+def _saved(used: Mapping[str, Any] | None, llm: Mapping[str, Any] | None) -> Interval | None:
+    """The share of the LLM's bill that a cascade saves, with the interval of the share that it escalates; None without
+    a price."""
+    if not used or not llm or not llm["usd"] or used["usd"] is None:
+        return None
+    asked = used["escalated"]
+    each = used["usd"] / asked.value if asked.value else llm["usd"]
+    value, low, high = (1 - rate * each / llm["usd"] for rate in (asked.value, asked.high, asked.low))
+    return Interval(value, low, high, asked.n)
+
+
+def _times(share: Interval | None, factor: float, plus: float = 0.0) -> Interval | None:
+    """The interval of `plus + factor × share`."""
+    if share is None:
+        return None
+    low, high = sorted((plus + factor * share.low, plus + factor * share.high))
+    return Interval(plus + factor * share.value, low, high, share.n)
+
+
+def _reckoned(cost: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What `src.cost` said last about this run."""
+    if cost is None:
+        return None
+    return {"verdict": PAYS.get(cost["verdict"], cost["verdict"]), "statement": cost["statement"],
+            "volume": float(cost["inputs"]["volume"])}
 
 
 def _floor(lows: Sequence[float], ceiling: float = 0.9) -> float:
@@ -360,7 +500,7 @@ def _curve(confidence: Floats, correct: np.ndarray[Any, Any]) -> dict[str, Any]:
     points = [(accepted[p] / n, proportion(int(right[p]), int(accepted[p]))) for p in places]
     low = _floor([one.low for _, one in points])
     plot = Plot((0, 1), (low, 1), percents(0, 1), percents(low, 1), "share of items that it answers, surest first",
-                "of these, right")
+                "right answers among these")
     return {"plot": plot, "line": plot.line([(x, one.value) for x, one in points]),
             "band": plot.band([(x, one.low, one.high) for x, one in points])}
 
@@ -368,7 +508,7 @@ def _curve(confidence: Floats, correct: np.ndarray[Any, Any]) -> dict[str, Any]:
 def _diagram(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """What confidence says against what is found, in bins of as many items."""
     low = _floor([row["confidence"] for row in (*before["bins"], *after["bins"])])
-    plot = Plot((low, 1), (0, 1), percents(low, 1), percents(0, 1), "the student says it is so sure", "and is right")
+    plot = Plot((low, 1), (0, 1), percents(low, 1), percents(0, 1), "how sure the student says it is", "right answers")
     marks = [{"kind": kind, "x": plot.x(row["confidence"]), "y": plot.y(row["accuracy"]["value"]),
               "low": plot.y(row["accuracy"]["low"]), "high": plot.y(row["accuracy"]["high"])}
              for kind, rows in (("before", before["bins"]), ("after", after["bins"])) for row in rows]
