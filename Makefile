@@ -44,6 +44,7 @@ lint: $(INSTALLED) ## style and types
 	$(BIN)/python -m mypy
 
 ui: $(INSTALLED) ## open the MLflow UI on this folder's runs
+	@echo 'Choose "Model training" at the top left, or follow the link below the experiment'"'"'s name.'
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
 
 clean: ## remove caches and .venv; mlruns/, with what was paid for, is never touched

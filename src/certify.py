@@ -193,7 +193,7 @@ def record(past: Past, asked: Certification, student: Student, calibrated: Calib
             "student": past.job.student.name, "runtime": student.runtime, "dtype": student.dtype,
             "rehearsal": note or "no", "certified": str(bool(certificate.certified))}
     with open_run(uri=asked.tracking.uri, experiment=stored.experiment, artifacts=Path(asked.tracking.artifacts),
-                  name=f"{stored.name} certified at {spec.target_precision:g}", tags=tags) as run:
+                  name=f"certified at {spec.target_precision:g}: {stored.name}", tags=tags) as run:
         run.metrics({**figures(certificate, paid, teacher), **calibrated.figures()})
         for name, content in (("calibration.json", calibration), ("certificate.json", document)):
             (out / name).write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -222,7 +222,7 @@ def show(inputs: Inputs, sources: dict[str, str], found: Economics, past: Past |
             "answer": " ".join(told), "verdict": found.verdict.value,
             **{tag: past.trained.tags.get(tag, "") for tag in ("task", "student", "teacher")}}
     with open_run(uri=asked.tracking.uri, experiment=past.experiment, artifacts=Path(asked.tracking.artifacts),
-                  name=f"{past.trained.name} cost at {inputs.volume:,.0f} a month", tags=tags) as run:
+                  name=f"cost at {inputs.volume:,.0f} a month: {past.trained.name}", tags=tags) as run:
         run.params({**asdict(inputs), "draws": asked.draws, "seed": asked.seed})
         run.metrics(found.flat())
         run.table(costs.option_frame(found), "cost")
@@ -230,7 +230,7 @@ def show(inputs: Inputs, sources: dict[str, str], found: Economics, past: Past |
         for title, picture in pictures.items():
             run.figure(picture, title)
         run.file(document)
-    say(f"Tables and pictures: MLflow run {run.id}")
+    say(f"Tables and pictures: MLflow run {run.id}; into the report: python -m src.report run={past.trained.id}")
 
 
 def _is_published(sources: Mapping[str, str]) -> bool:

@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> None:
             "student": job.student.name, "runtime": student.runtime, "dtype": student.dtype,
             "rehearsal": past.note or "no"}
     with open_run(uri=asked.tracking.uri, experiment=stored.experiment, artifacts=Path(asked.tracking.artifacts),
-                  name=f"{stored.name} again", tags=tags) as run:
+                  name=f"again: {stored.name}", tags=tags) as run:
         judged = judge(student, past.dataset.splits, max_pixels=job.data.max_pixels, seed=job.seed)
         run.metrics(speed_figures(judged))
         record_judgements(run, judged, student.classes, job.data.max_pixels, past.note)

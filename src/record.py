@@ -48,12 +48,17 @@ def run_of(cfg: DictConfig, job: Job, *, stage: str) -> Iterator[Run | None]:
     if job.labeler.dry_run:
         yield None
         return
-    name = f"{job.task.name} labels, {job.teacher.model}" if stage == "label" else \
-        f"{job.task.name} {job.student.name} {job.student.input_size}px s{job.seed}"
+    # What tells runs apart comes first: the UI shows twenty characters of a name in a table.
+    name = f"labels by {job.teacher.model}, {job.task.name}" if stage == "label" else \
+        f"s{job.seed} {job.student.input_size}px {job.student.name}, {job.task.name}"
     tags = {"flywheel.stage": stage, "task": job.task.name, "metric": job.task.metric, "data": job.data.name,
             "teacher": job.teacher.model, "student": job.student.name}
     with open_run(uri=job.tracking.uri, experiment=job.tracking.experiment, artifacts=Path(job.tracking.artifacts),
                   name=name, tags=tags) as run:
+        if stage == "train":
+            run.compare(job.task.metric)
+            if job.tracking.register is not None:
+                run.check_register(job.tracking.register)
         config = recorded(cfg)
         run.params(config)
         _text(run, yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "config.yaml")
@@ -84,7 +89,7 @@ def record_labels(run: Run, made: Labelled, task: TaskSpec) -> None:
     prompt = made.answers.prompt
     schema = json.dumps(prompt.schema, indent=1)
     registered = run.prompt(f"{task.name}-{task.version}", system=prompt.system, user=prompt.user,
-                            schema=prompt.schema, digest=prompt.hash)
+                            schema=prompt.schema, digest=prompt.hash, template=task.user_prompt)
     run.tags({"prompt": registered} if registered else {})
     _text(run, f"SYSTEM\n{prompt.system}\n\nUSER\n{prompt.user}\n\nANSWER'S SCHEMA\n{schema}\n", "prompt.txt")
     parts = made.dataset.splits.sizes()
@@ -122,11 +127,26 @@ def record_student(run: Run, student: "Distilled", judged: "Judged", calibrated:
         rows.append(("the teacher's own accuracy on gold", str(teacher)))
     paid = " (rehearsed)" if made.rehearsed else ""
     rows.append(("cost of the labels", f"${made.answers.cost_usd:.4f}{paid}"))
-    run.describe(notes.training(
-        note=made.stand_ins, task=f"{job.task.name}, version {job.task.version}", teacher=job.teacher.model,
-        student=f"{job.student.name} at {job.student.input_size} px", figures=rows, links=run.links(model),
-    ))
+    task, net = f"{job.task.name}, version {job.task.version}", f"{job.student.name} at {job.student.input_size} px"
+    headline = _headline(judged, made, job)
+    run.describe(notes.training(note=made.stand_ins, headline=headline, task=task, teacher=job.teacher.model,
+                                student=net, figures=rows, links=run.links(model.address)))
+    run.describe_model(model, notes.model(note=made.stand_ins, headline=headline, task=task, student=net,
+                                            classes=student.trained.classes, run=run.id),
+                       {"task": job.task.name, "student": job.student.name, "teacher": job.teacher.model,
+                        "rehearsal": made.stand_ins or "no"})
     table(f"Results {made.stand_ins}".strip(), rows, ("what", "figure"))
+
+
+def _headline(judged: "Judged", made: Labelled, job: Job) -> str:
+    """The one figure that a run is opened for, and what it is to be held against."""
+    part = "test" if "test" in judged.parts else next(iter(judged.parts))
+    scores = judged.parts[part].scores
+    own = scores.accuracy if job.task.metric == "accuracy" else scores.f1_macro
+    text = f"{'Accuracy' if job.task.metric == 'accuracy' else 'Macro-F1'} {own} against truth ({part})"
+    if teacher := made.gold_accuracy.get(made.answers.annotator):
+        text += f"; the teacher's own accuracy is {teacher.value:.3f} (gold)"
+    return text
 
 
 def record_report(run: Run, made: Labelled) -> None:
@@ -140,15 +160,17 @@ def record_report(run: Run, made: Labelled) -> None:
 
 
 def report_again(uri: str, past: Kept, images: Mapping[str, Path], out: Path) -> Path:
-    """The same for a run of earlier, with the certificates and replays that there are of it by now; in the run it takes
-    the place of the one before. Raises DataError and TrackingError."""
-    from src.reporting.findings import Replay, read_findings
+    """The same for a run of earlier, with the certificates, replays and costs that there are of it by now; in the run
+    it takes the place of the one before. Raises DataError and TrackingError."""
+    from src.reporting.findings import COST, Replay, read_findings
 
     tables = [(one, one.folder / TABLES / "cascade.json") for one in
               about(uri, past.id, "flywheel.evaluates", (), TABLES, out / "evaluations")]
     replays = [Replay(one.id, one.when, pd.DataFrame(**json.loads(path.read_text(encoding="utf-8"))))
                for one, path in tables if path.exists()]
-    found = read_findings(past.folder, run=past.id, when=past.when,
+    costs = [path for one in about(uri, past.id, "flywheel.costs", (COST,), TABLES, out / "costs")
+             if (path := one.folder / COST).exists()]
+    found = read_findings(past.folder, run=past.id, when=past.when, cost=costs[0] if costs else None,
                           stand_ins=past.tags.get("rehearsal", "no").removeprefix("no"), figures=past.metrics,
                           certificates=[one for one, _ in certificates(uri, past.id, out)], replays=replays,
                           images=images)
@@ -228,9 +250,8 @@ def record_judgements(run: Run, judged: "Judged", classes: list[str], max_pixels
     for part, judgement in judged.parts.items():
         scores = judgement.scores
         run.metrics(scores.flat(part))
-        per_class = {f"{part}/{row.name}/{key}": value for row in scores.per_class
-                     for key, value in row._asdict().items() if key != "name" and not math.isnan(value)}
-        run.metrics(per_class)
+        # One figure for each class; precision, recall and support are in the table, for dozens of charts help nobody.
+        run.metrics({f"{part}_f1/{row.name}": row.f1 for row in scores.per_class if not math.isnan(row.f1)})
         run.table(pd.DataFrame(scores.per_class), f"per_class_{part}")
         confusion = pd.DataFrame(scores.confusion, columns=classes)
         confusion.insert(0, "truth", classes)
@@ -285,8 +306,13 @@ def evaluation(run_id: str, judged: "Judged", student: "Distilled", made: Labell
 
 def show_where(run: Run, job: Job) -> None:
     say(f"Files: {output_folder()}  (and in the MLflow run {run.id})")
+    *_, beside = run.links("").values()
     if job.tracking.uri.startswith("sqlite"):
         say(f"Look at it: .venv/bin/mlflow ui --backend-store-uri {job.tracking.uri}")
+        say(f"Beside other runs, once that is up: http://127.0.0.1:5000/{beside}")
+    elif job.tracking.uri.startswith("http"):
+        scheme, _, rest = job.tracking.uri.partition("://")
+        say(f"Look at it, beside other runs: {scheme}://{rest.rsplit('@', 1)[-1].rstrip('/')}/{beside}")
     else:
         say(f"Look at it: {job.tracking.uri.rsplit('@', 1)[-1]}")
     home = "" if job.home == "mlruns" else f" home={job.home}"

@@ -18,7 +18,7 @@ from src.student.choose import choose, show
 from src.student.images import decode
 from src.student.protocol import Student
 from src.task import Item
-from src.tracking import StoredRun, find
+from src.tracking import StoredRun, find, run_of
 
 CALIBRATION_IMAGES = 300  # of training, from which int8 takes its ranges
 
@@ -50,7 +50,7 @@ class Past:
 def reopen(uri: str, run: str, *, home: Path, out: Path) -> Past:
     """Fetch the run's files into `out` and open its items. Raises TrackingError where there is no such training run,
     and what opening data raises."""
-    stored = find(uri, run, out)
+    stored = find(uri, run_of(uri, run)[0], out)
     job = job_of(stored.config, run)
     dataset = open_dataset(job.task, job.data, home=home, download=job.rehearsal.mode != "always",
                            stand_in=job.rehearsal.mode != "never")

@@ -5,24 +5,24 @@ The only place that imports Optuna. Knows nothing about trainings or runs: it gi
 
 import json
 import logging
-import os
-import socket
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
-import psutil
 import sqlalchemy as sa
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from src.config import Dimension
 from src.errors import ConfigError, StoreError
+from src.labeling import owner
 
-REPEATED = "repeated"  # attribute of a trial whose process died: its values are given out again
+OWNER = "owner"  # attribute of a trial: the process that tries it
+REPEATED = "repeated"  # attribute: its process died, and its values are given out again
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,12 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.ERROR)
         self.space = dict(space)
+        self._owner = owner.born()
         path.parent.mkdir(parents=True, exist_ok=True)
         wanted = json.loads(json.dumps({"space": {key: asdict(span) for key, span in space.items()}, **fixed}))
+        self._lock = FileLock(path.with_suffix(".lock"))
         try:
-            with FileLock(path.with_suffix(".lock")):  # two at once on a fresh database crash
+            with self._lock:  # two at once on a fresh database crash
                 patient = {"connect_args": {"timeout": 60}}
                 storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=patient)
                 self._study = optuna.create_study(storage=storage, study_name=name, direction="maximize",
@@ -56,7 +58,6 @@ class Study:
                 elif begun != wanted:
                     other = ", ".join(key for key in wanted if begun.get(key) != wanted[key])
                     raise ConfigError("search.study", name, f"another name: this one was begun with another {other}")
-                self.given_up = self._give_out_again()
         except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             raise StoreError(f"{path} cannot be used: {str(error).splitlines()[0][:300]}. Move it away to begin the "
                              "search anew; MLflow has the runs.") from error
@@ -79,10 +80,31 @@ class Study:
         return sum(trial.state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
                    and REPEATED not in trial.user_attrs for trial in self._study.trials)
 
+    @property
+    def repeated(self) -> list[int]:
+        """Trials that came to nothing, since their process died; others have their values."""
+        return [trial.number for trial in self._study.trials if REPEATED in trial.user_attrs]
+
+    def settle(self, figure_of: Callable[[int], float | None]) -> None:
+        """See to trials whose process died on this machine. Where a figure came of one after all, it has ended; else
+        its values are tried next."""
+        with self._lock:
+            for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
+                if not self._is_dead(trial):
+                    continue
+                figure = figure_of(trial.number)
+                if figure is not None:
+                    self._study.tell(trial.number, figure)
+                    continue
+                self._study._storage.set_trial_user_attr(trial._trial_id, REPEATED, True)
+                self._study.tell(trial.number, state=TrialState.FAIL)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                    self._study.enqueue_trial(trial.params)
+
     def ask(self) -> Point:
         trial = self._study.ask()
-        trial.set_user_attr("host", socket.gethostname())
-        trial.set_user_attr("pid", os.getpid())
+        trial.set_user_attr(OWNER, self._owner)
         return Point(trial.number, {key: self._suggest(trial, key, span) for key, span in self.space.items()})
 
     def tell(self, point: Point, figure: float | None) -> None:
@@ -100,18 +122,7 @@ class Study:
             return trial.suggest_int(key, int(span.low), int(span.high), log=span.log)
         return trial.suggest_float(key, span.low, span.high, log=span.log)
 
-    def _give_out_again(self) -> list[int]:
-        """The numbers of trials whose process died on this machine; the same values are tried next."""
-        dead = [trial for trial in self._study.get_trials(states=(TrialState.RUNNING,)) if self._is_dead(trial)]
-        for trial in dead:
-            self._study._storage.set_trial_user_attr(trial._trial_id, REPEATED, True)
-            self._study.tell(trial.number, state=TrialState.FAIL)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self._study.enqueue_trial(trial.params)
-        return [trial.number for trial in dead]
-
     @staticmethod
     def _is_dead(trial: FrozenTrial) -> bool:
-        host, pid = trial.user_attrs.get("host"), trial.user_attrs.get("pid")
-        return host == socket.gethostname() and pid is not None and not psutil.pid_exists(pid)
+        name = trial.user_attrs.get(OWNER)
+        return name is not None and owner.is_dead(name, datetime.now(UTC))  # of another machine's nothing is known

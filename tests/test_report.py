@@ -23,7 +23,7 @@ from conftest import composed
 from jobs import call, runs
 from PIL import Image
 
-from src import certify, evaluate, label, report, train
+from src import certify, cost, evaluate, label, report, train
 from src.calibration.calibrate import calibrate
 from src.calibration.gold_needed import highest_target, needed_gold
 from src.config import recorded
@@ -562,6 +562,12 @@ def test_what_is_found_out_later_comes_into_the_page(tmp_path: Path) -> None:
     assert call(evaluate.main, f"run={trained.info.run_id}", f"home={tmp_path}", "accelerator=cpu") == 0
     last = read()
     assert "LLM alone" in last.text and "student alone" in last.text and "Refused: 80%" in last.text
+    assert "1,000,000 items a month" not in last.text
+    # The newest training, as one who does not know its id would name it.
+    assert call(cost.main, "run=latest", "volume=1000000", f"home={tmp_path}") == 0
+    assert call(report.main, f"run={trained.info.run_id}", f"home={tmp_path}") == 0
+    said = json.loads(next(tmp_path.glob("artifacts/*/*/artifacts/cost.json")).read_text())["statement"]
+    assert "1,000,000 items a month" in said and said.split(". ")[0] in read().text
 
 
 @pytest.mark.slow

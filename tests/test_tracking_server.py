@@ -2,20 +2,19 @@
 
 import json
 import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Barrier
 
 import mlflow
 import pandas as pd
 import pytest
+from tracking_servers import mlflow_server
 
 from src.errors import TrackingError
-from src.tracking import PARENT, SWEPT, close_parent, find_sweep, open_parent, open_run
+from src.tracking import PARENT, SWEPT, close_parent, find_sweep, open_parent, open_run, prepare
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -24,21 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address."""
     home = tmp_path_factory.mktemp("server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-               "--backend-store-uri", f"sqlite:///{home}/server.db", "--artifacts-destination", f"{home}/elsewhere"]
-    with (home / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=home) as process:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-                break
-            except OSError:
-                assert process.poll() is None, (home / "log").read_text()
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-        process.terminate()
+    with mlflow_server(home, f"sqlite:///{home}/server.db") as address:
+        yield address
 
 
 def test_a_sweep_on_a_server_is_one_on_a_file(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +51,23 @@ def test_a_sweep_on_a_server_is_one_on_a_file(server: str, tmp_path: Path, monke
     assert [child.files for child in find_sweep(server, parent, ["config.yaml"]).children] == [
         {"config.yaml": "seed: 0"}] * 2
     assert not (tmp_path / "unused").exists()
+
+
+def test_machines_that_start_at_once_on_a_fresh_server_do_not_race(server: str, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.tracking.server.in_turn", lambda _: nullcontext())  # which holds for one machine
+    all_there = Barrier(8, timeout=60)
+
+    def start(_: int) -> list[str]:
+        made = []
+        for round_ in range(4):  # in the first, libraries are still being imported, by one after the other
+            all_there.wait()
+            made.append(prepare(server, f"fresh {round_}", tmp_path))
+        return made
+
+    with ThreadPoolExecutor(8) as machines:
+        found = list(machines.map(start, range(8)))
+    assert found == [found[0]] * 8 and len(set(found[0])) == 4
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

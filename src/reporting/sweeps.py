@@ -26,7 +26,7 @@ FAILURES = 8
 class Child:
     """One job. `values` are those of the swept keys; `failed` says why it failed, where it did. What was not measured
     is None; gold and test are in the task's own `metric`. Cost (in US dollars) and requests are what this job itself
-    asked for; the time is in seconds."""
+    asked for; the time is in seconds. One that is `repeated` was given up, and another job has its values."""
 
     id: str
     name: str
@@ -41,6 +41,11 @@ class Child:
     requests: int
     seconds: float
     failed: str = ""
+    repeated: bool = False
+
+    @property
+    def became(self) -> str:
+        return f"{self.status}, tried again" if self.repeated else self.status
 
     @property
     def told(self) -> str:
@@ -77,7 +82,7 @@ def frame(children: Sequence[Child], chosen: Child | None) -> "pd.DataFrame":
     rows = []
     for child in children:
         row: dict[str, object] = {key: child.values.get(key, "") for key in keys}
-        row |= {"best": "best" if child is chosen else "", "status": child.status}
+        row |= {"best": "best" if child is chosen else "", "status": child.became}
         for name, found in (("validation agreement", child.agreement), (f"gold {child.metric}", child.gold),
                             (f"test {child.metric}", child.test)):
             row |= {name: found.value, f"{name}, low": found.low, f"{name}, high": found.high, f"{name}, n": found.n} \
@@ -92,14 +97,17 @@ def rows(children: Sequence[Child], chosen: Child | None) -> list[tuple[str, ...
     """For the console: values, agreement on validation, accuracy on gold and on test, cost, seconds, what became of
     it."""
     return [(child.told, _short(child.agreement), _short(child.gold), _short(child.test), f"${child.cost_usd:.4f}",
-             f"{child.seconds:.0f}", "best" if child is chosen else child.status) for child in children]
+             f"{child.seconds:.0f}", "best" if child is chosen else child.became) for child in children]
 
 
 def statement(children: Sequence[Child], chosen: Child | None, by: str) -> str:
     """What came of the sweep, in a sentence or two."""
-    failed = sum(child.status != "FINISHED" for child in children)
-    text = f"{len(children) - failed} of {len(children)} jobs finished"
+    counted = [child for child in children if not child.repeated]
+    failed = sum(child.status != "FINISHED" for child in counted)
+    text = f"{len(counted) - failed} of {len(counted)} jobs finished"
     text += f", {failed} did not. " if failed else ". "
+    if again := len(children) - len(counted):
+        text += f"{again} more died on the way and {'was' if again == 1 else 'were'} tried again. "
     if not chosen:
         return text + f"None has a figure on {by} to be chosen by."
     return text + f"Best by {by}: {chosen.told} ({score(chosen, by)}), beside it on test {_short(chosen.test)}."
@@ -112,7 +120,7 @@ def page(children: Sequence[Child], chosen: Child | None, by: str, note: str) ->
     lines += [statement(children, chosen, by), "", f"| job | validation agreement | gold {metric} | test {metric} | "
               "cost | seconds | |", "|---|---|---|---|---|---|---|"]
     for child in _ranked(children, by)[:LISTED]:
-        mark = "**best**" if child is chosen else "" if child.status == "FINISHED" else child.status
+        mark = "**best**" if child is chosen else "" if child.status == "FINISHED" else child.became
         title = f"[{_cell(child.told)}]({child.link})" if child.link else _cell(child.told)
         lines.append(f"| {title} | {_short(child.agreement)} | {_short(child.gold)} | {_short(child.test)} | "
                      f"${child.cost_usd:.4f} | {child.seconds:.0f} | {mark} |")

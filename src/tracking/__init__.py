@@ -14,7 +14,18 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 from src.tracking.models import StudentModel
 from src.tracking.runs import PARENT, SWEPT, Run, open_run
 from src.tracking.server import prepare
-from src.tracking.stored import FAILED, Child, StoredRun, StoredSweep, certificates, find, find_sweep, latest, run_of
+from src.tracking.stored import (
+    FAILED,
+    Child,
+    StoredRun,
+    StoredSweep,
+    certificates,
+    find,
+    find_sweep,
+    latest,
+    run_of,
+    swept_values,
+)
 from src.tracking.sweeps import (
     ParentRun,
     close_parent,
@@ -27,4 +38,4 @@ from src.tracking.sweeps import (
 
 __all__ = ["FAILED", "PARENT", "SWEPT", "Child", "ParentRun", "Run", "StoredRun", "StoredSweep", "StudentModel",
            "certificates", "close_parent", "figure_of", "find", "find_sweep", "go_on_with", "latest", "mark_failed",
-           "mark_repeated", "open_parent", "open_run", "prepare", "run_of"]
+           "mark_repeated", "open_parent", "open_run", "prepare", "run_of", "swept_values"]

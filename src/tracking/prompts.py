@@ -11,11 +11,15 @@ from src.console import warn
 from src.tracking.server import client_of, in_turn
 
 DIGEST = "prompt_hash"  # tag of a version, and of the runs that sent it
+TEMPLATE = "template"  # tag of a version
+MAX_TAG = 5000  # characters
 
 
-def register(name: str, *, system: str, user: str, schema: Mapping[str, Any], digest: str, run_id: str) -> str | None:
-    """The address of the version whose hash is `digest`, made where there is none, and linked with the run. None where
-    the server keeps no prompts: a run is worth having without."""
+def register(name: str, *, system: str, user: str, schema: Mapping[str, Any], digest: str, template: str,
+             experiment: str, run_id: str, run_name: str) -> str | None:
+    """The address of the version whose hash is `digest`, made where there is none, and linked with the run. A version
+    holds the texts as sent, and in a tag the user's `template`, with its placeholders. `experiment` is the id of the
+    run's. None where the server keeps no prompts: a run is worth having without."""
     name = re.sub(r"[^\w.-]", "-", name)
     uri = mlflow.get_tracking_uri()
     client = client_of(uri)
@@ -23,10 +27,14 @@ def register(name: str, *, system: str, user: str, schema: Mapping[str, Any], di
         with in_turn(uri):  # the jobs of a sweep register the same one
             found = _version(client, name, digest)
             if found is None:
+                mlflow.set_experiment(experiment_id=experiment)  # below whose prompts the UI shows it
                 found = client.register_prompt(
                     name, [{"role": "system", "content": system}, {"role": "user", "content": user}],
-                    commit_message=f"first sent by run {run_id}", response_format=dict(schema), tags={DIGEST: digest},
+                    commit_message=f"First sent by {run_name} ({run_id}).", response_format=dict(schema),
+                    tags={DIGEST: digest, TEMPLATE: template[:MAX_TAG]},
                 )
+                for tag in (DIGEST, TEMPLATE):  # MLflow sets them for the prompt as a whole, too, which has no one hash
+                    client.delete_prompt_tag(name, tag)
         client.link_prompt_version_to_run(run_id, found)
         return str(found.uri)
     except MlflowException as error:

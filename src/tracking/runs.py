@@ -1,13 +1,14 @@
 """One open run, and how it ends."""
 
+import io
 import json
+import logging
 import os
 import re
-import socket
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,13 @@ import mlflow
 import pandas as pd
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from src.errors import TrackingError
-from src.tracking.models import log_student
+from src.tracking import views
+from src.tracking.models import Logged, check_name, describe, log_student
 from src.tracking.prompts import register
-from src.tracking.server import prepare, shown
+from src.tracking.server import PROCESS, prepare, shown, this_process
 
 if TYPE_CHECKING:  # takes memory while a million items are asked about
     from matplotlib.figure import Figure
@@ -76,16 +79,30 @@ class Run:
         """Markdown that stands at the head of the run's page."""
         mlflow.set_tag(NOTE, text[:MAX_NOTE])
 
+    def compare(self, metric: str) -> str:
+        """Let the UI offer this run beside all trainings, and beside the other jobs of its sweep, by `metric`; returns
+        where, within the UI (see `views`)."""
+        client, parent = mlflow.MlflowClient(), os.environ.get(PARENT, "")
+        experiment = client.get_run(self.id).info.experiment_id
+        try:
+            views.offer(client, experiment, metric=metric, sweep=parent,
+                        sweep_name=client.get_run(parent).info.run_name if parent else "", swept=list(_swept()))
+        except MlflowException as error:  # a run is worth having without
+            logging.getLogger(__name__).debug("views: %s", error)
+        return views.link(experiment, views.key_of(parent) if parent else views.TRAININGS)
+
     def links(self, model: str) -> dict[str, str]:
-        """Addresses within the UI of what the run belongs to: its sweep, its logged model."""
+        """Addresses within the UI of what the run belongs to: its sweep and the jobs beside it, its logged model."""
         run = mlflow.MlflowClient().get_run(self.id)
         place = f"#/experiments/{run.info.experiment_id}"
         found = {}
         if parent := run.data.tags.get("mlflow.parentRunId"):
             above = mlflow.MlflowClient().get_run(parent)
             found[above.info.run_name or "the sweep"] = f"#/experiments/{above.info.experiment_id}/runs/{parent}"
+            found["its jobs compared"] = views.link(run.info.experiment_id, views.key_of(parent))
         if model.startswith("models:/m-"):
             found["the logged model"] = f"{place}/models/{model.removeprefix('models:/')}"
+        found["all trainings compared"] = views.link(run.info.experiment_id, views.TRAININGS)
         return found
 
     def params(self, config: Mapping[str, Any]) -> None:
@@ -93,7 +110,12 @@ class Run:
         mlflow.log_params({_allowed(name): value for name, value in _leaves("", config)})
 
     def figure(self, figure: "Figure", name: str) -> None:
+        """Those of `views.PICTURES` also as images that the UI shows side by side for several runs."""
         mlflow.log_figure(figure, f"figures/{name}.png", save_kwargs={"dpi": 120})
+        if name in views.PICTURES:
+            drawn = io.BytesIO()
+            figure.savefig(drawn, dpi=80)
+            mlflow.log_image(Image.open(drawn), key=name, step=0, synchronous=True)
 
     def table(self, rows: pd.DataFrame, name: str) -> None:
         mlflow.log_table(rows, f"tables/{name}.json")
@@ -108,18 +130,28 @@ class Run:
         """The items and their splits, as a data set that runs can be compared by."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow finds two readings of a plain path, and both are the same
-            dataset = mlflow.data.from_pandas(rows, source=source, name=name, digest=digest[:36])
+            dataset = mlflow.data.from_pandas(rows, source=source, name=name, digest=digest[:12])
         mlflow.log_input(dataset, context="training")
 
-    def model(self, checkpoint: Path, classes: Sequence[str], example: bytes, register: str | None = None) -> str:
-        """Log the student as a model, registered under a name where one is given, and return its address (see
-        `models.log_student`)."""
+    def model(self, checkpoint: Path, classes: Sequence[str], example: bytes, register: str | None = None) -> Logged:
+        """Log the student as a model, registered under a name where one is given (see `models.log_student`)."""
         return log_student(checkpoint, classes, example, name=register)
 
-    def prompt(self, name: str, *, system: str, user: str, schema: Mapping[str, Any], digest: str) -> str | None:
+    def check_register(self, name: str) -> None:
+        """Raises ConfigError for a name that the model registry does not take."""
+        check_name(name)
+
+    def describe_model(self, model: Logged, text: str, tags: Mapping[str, str]) -> None:
+        """Markdown and tags of the logged model, and of the version that it was registered as."""
+        describe(model, text, tags)
+
+    def prompt(self, name: str, *, system: str, user: str, schema: Mapping[str, Any], digest: str,
+               template: str = "") -> str | None:
         """Put the prompt into the registry, unless it stands there, link it with this run, and return its address. None
         where the server keeps no prompts."""
-        return register(name, system=system, user=user, schema=schema, digest=digest, run_id=self.id)
+        own = mlflow.MlflowClient().get_run(self.id).info
+        return register(name, system=system, user=user, schema=schema, digest=digest, template=template,
+                        experiment=own.experiment_id, run_id=self.id, run_name=own.run_name or "a run")
 
 
 @dataclass
@@ -137,18 +169,18 @@ def open_run(*, uri: str, experiment: str, artifacts: Path, name: str, tags: Map
     Raises TrackingError where the tracking server or database cannot be used.
     """
     experiment_id = prepare(uri, experiment, artifacts)
-    own = {"flywheel.host": socket.gethostname(), "flywheel.pid": str(os.getpid()), **tags}
-    swept = json.loads(os.environ.get(SWEPT, "{}")) if PARENT in os.environ else {}
-    if swept:
-        own |= {JOB: str(swept["job"]), VALUES: json.dumps(swept["values"])}
-        told = [f"{key.rpartition('.')[2]}={value}" for key, value in swept["values"].items() if key != "seed"]
-        name = " ".join([name, *told])[:MAX_NAME]
-    mlflow.start_run(experiment_id=experiment_id, run_name=name, tags=own, parent_run_id=os.environ.get(PARENT))
+    own = {**this_process(), **tags}
+    if PARENT in os.environ and SWEPT in os.environ:
+        own |= {JOB: str(json.loads(os.environ[SWEPT])["job"]), VALUES: json.dumps(_swept())}
+        # First, since the UI shows twenty characters of a name in a table.
+        told = [f"{key.rpartition('.')[2]}={value}" for key, value in _swept().items() if key != "seed"]
+        name = " ".join([*told, name])[:MAX_NAME]
+    opened = mlflow.start_run(experiment_id=experiment_id, run_name=name, tags=own,
+                              parent_run_id=os.environ.get(PARENT))
+    run_id = str(opened.info.run_id)
     status = "FAILED"
     try:
-        active = mlflow.active_run()
-        assert active is not None
-        run = Run(active.info.run_id)
+        run = Run(run_id)
         try:
             yield run
         finally:
@@ -164,7 +196,15 @@ def open_run(*, uri: str, experiment: str, artifacts: Path, name: str, tags: Map
         mlflow.set_tag("flywheel.error", str(error)[:500])
         raise
     finally:
+        with suppress(MlflowException):  # it is for a run that is open, and stands in a reader's way
+            mlflow.MlflowClient().delete_tag(run_id, PROCESS)
         mlflow.end_run(status)
+
+
+def _swept() -> dict[str, str]:
+    """This job's values of the sweep's keys, if it is one of a sweep."""
+    values: dict[str, str] = json.loads(os.environ.get(SWEPT, "{}")).get("values", {}) if PARENT in os.environ else {}
+    return values
 
 
 def _leaves(prefix: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

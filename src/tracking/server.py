@@ -1,10 +1,13 @@
 """The MLflow server or database: its address, who may start first, and the runs that nobody can close any more."""
 
+import functools
 import logging
+import os
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import mlflow
@@ -13,10 +16,13 @@ import sqlalchemy as sa
 from filelock import FileLock
 from mlflow.entities import Run, RunStatus, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
 
 from src.errors import TrackingError
+from src.labeling import owner
 
 LOCAL = "sqlite:///"
+HOST, PID, PROCESS = "flywheel.host", "flywheel.pid", "flywheel.process"  # tags of a run: who has it open
 PAGE = 1000  # runs that are asked for at a time
 
 
@@ -30,9 +36,9 @@ def client_of(uri: str) -> mlflow.MlflowClient:
 
 @contextmanager
 def in_turn(uri: str) -> Iterator[None]:
-    """One process of this machine at a time."""
+    """One process of this machine at a time; on a server, of this user's, for others may not write the same lock."""
     lock = Path(uri.removeprefix(LOCAL)).with_suffix(".lock") if uri.startswith(LOCAL) else \
-        Path(tempfile.gettempdir()) / "flywheel-mlflow.lock"
+        Path(tempfile.gettempdir()) / f"flywheel-mlflow-{getattr(os, 'getuid', int)()}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
         yield
@@ -40,26 +46,42 @@ def in_turn(uri: str) -> Iterator[None]:
 
 def prepare(uri: str, experiment: str, artifacts: Path) -> str:
     """Make database and experiment ready and return the experiment's id. Processes that start together do it in turn:
-    three at once on a fresh database crash. Raises TrackingError."""
-    local = uri.startswith(LOCAL)
+    three at once on a fresh database crash. `artifacts` is for databases: a server has a place of its own. Raises
+    TrackingError."""
     try:
         with in_turn(uri):
             client = client_of(uri)
             found = client.get_experiment_by_name(experiment)
-            if local:
+            if uri.startswith(LOCAL):
                 # Readers and writers do not wait for each other, and a metric costs 8 ms instead of 22.
                 with sa.create_engine(uri).connect() as connection:
                     connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             if found is None:
-                place = (artifacts / experiment).resolve().as_uri() if local else None
-                return str(client.create_experiment(experiment, artifact_location=place))
+                kept_here = uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES
+                place = (artifacts / experiment).resolve().as_uri() if kept_here else None
+                try:
+                    return str(client.create_experiment(experiment, artifact_location=place))
+                except MlflowException:
+                    found = client.get_experiment_by_name(experiment)  # another machine may have been first
+                    if found is None:
+                        raise
             if found.lifecycle_stage == "deleted":
                 client.restore_experiment(found.experiment_id)
             bury_the_dead(client, [found.experiment_id])
             return str(found.experiment_id)
-    except (MlflowException, sa.exc.SQLAlchemyError, OSError) as error:
+    except (MlflowException, sa.exc.SQLAlchemyError, ImportError, OSError) as error:
         raise TrackingError(f"MLflow at {shown(uri)} cannot be used: {str(error).splitlines()[0][:300]}. Check "
                             "tracking.uri, or MLFLOW_TRACKING_URI.") from error
+
+
+@contextmanager
+def reached(uri: str) -> Iterator[None]:
+    """What fails between two jobs fails in the user's words: TrackingError."""
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(f"MLflow at {shown(uri)} failed: {str(error).splitlines()[0][:300]}. The labels are kept; "
+                            "run again when it answers.") from error
 
 
 def everywhere(client: mlflow.MlflowClient) -> dict[str, str]:
@@ -84,13 +106,30 @@ def search(client: mlflow.MlflowClient, condition: str, *, oldest_first: bool = 
     return found
 
 
+def this_process() -> dict[str, str]:
+    """Tags by which a run says who has it open."""
+    return {HOST: socket.gethostname(), PID: str(os.getpid()), PROCESS: _name(os.getpid())}
+
+
+@functools.cache
+def _name(pid: int) -> str:
+    return owner.born()
+
+
 def bury_the_dead(client: mlflow.MlflowClient, experiments: Sequence[str]) -> None:
     """A process that was killed outright could not close its run: do it for those of this machine."""
     running = f"attributes.status = '{RunStatus.to_string(RunStatus.RUNNING)}'"
     for run in client.search_runs(list(experiments), running, ViewType.ACTIVE_ONLY):
-        host, pid = run.data.tags.get("flywheel.host"), run.data.tags.get("flywheel.pid", "")
-        if host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid)):
+        if _is_dead(run.data.tags):
             client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _is_dead(tags: Mapping[str, str]) -> bool:
+    """Whether the process is gone that had the run open: after a restart its number may be another's."""
+    if name := tags.get(PROCESS):
+        return owner.is_dead(name, datetime.now(UTC))  # of another machine's process nothing is known
+    pid = tags.get(PID, "")
+    return tags.get(HOST) == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid))
 
 
 def shown(uri: str) -> str:

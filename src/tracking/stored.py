@@ -3,7 +3,7 @@
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 from mlflow.exceptions import MlflowException
 
 from src.errors import TrackingError
+from src.tracking.runs import VALUES
 from src.tracking.server import client_of, everywhere, search, shown
 
 FAILED = "flywheel.failed."  # tag of the sweep's run, by the number of a job that failed: why
@@ -99,6 +100,11 @@ class Child:
     tags: dict[str, str]
     metrics: dict[str, float]
     files: dict[str, str]
+
+
+def swept_values(tags: Mapping[str, str]) -> dict[str, str]:
+    """The values of the swept keys, as they were given, by the tags of a job's run."""
+    return {str(key): str(value) for key, value in json.loads(tags.get(VALUES, "{}")).items()}
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,18 @@ import json
 import logging
 import os
 import pickle
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlflow
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.config import without_passwords
 from src.console import say, table, warn
@@ -24,7 +24,16 @@ from src.errors import ConfigError, FlywheelError, TrackingError
 from src.metrics import Interval
 from src.reporting import sweeps
 from src.tracking.runs import JOB, MAX_NAME, MAX_NOTE, NOTE, PARENT, SWEPT, VALUES
-from src.tracking.server import bury_the_dead, client_of, everywhere, prepare, search, shown
+from src.tracking.server import (
+    bury_the_dead,
+    client_of,
+    everywhere,
+    prepare,
+    reached,
+    search,
+    shown,
+    this_process,
+)
 from src.tracking.stored import FAILED
 
 BEST = "flywheel.best"  # tag of a job's run: the sweep that it is the best of, and of the sweep's: the job
@@ -38,25 +47,31 @@ class ParentRun(Callback):
 
     def __init__(self, choose_by: str = "validation") -> None:
         self.by = choose_by
-        self.given: list[str] = []
+        self.same: set[str] = set()
         self.open = ""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        if config.labeler.dry_run:
-            return
         try:
             sweeps.check_choice(self.by, "hydra.callbacks.parent_run.choose_by")
-        except ConfigError as error:
+            if OmegaConf.select(config, "hydra.launcher.n_jobs") == 0:
+                raise ConfigError("hydra.launcher.n_jobs", 0, "1 or more, or -1 for every core")
+            if folder := OmegaConf.select(config, "hydra.sweep.dir"):
+                atexit.register(_without_passwords, Path(folder) / "multirun.yaml")
+            if config.labeler.dry_run:
+                return
+            tracking = config.tracking
+            given = OverridesParser.create().parse_overrides([str(each) for each in config.hydra.overrides.task])
+            self.same = {_key(each.get_key_element()) for each in given if not each.is_sweep_override()}
+            swept = [without_passwords(str(each.input_line)) for each in given
+                     if each.is_sweep_override() or each.get_key_element() == "+ablation"]
+            self.open = open_parent(tracking.uri, tracking.experiment, Path(tracking.artifacts),
+                                    name=f"sweep {' '.join(swept)}".strip(),
+                                    overrides=[without_passwords(str(each.input_line)) for each in given],
+                                    tags={"task": str(config.task.name)} if "task" in config else {})
+        except FlywheelError as error:
             # Hydra would make a warning of it, and train everything without a sweep's run.
             sys.stderr.write(f"{error}\n")
             raise SystemExit(1) from error
-        tracking = config.tracking
-        self.given = [str(override) for override in config.hydra.overrides.task]
-        overrides = [without_passwords(override) for override in self.given]
-        swept = [override for override in overrides if "," in override or override.startswith("+ablation=")]
-        self.open = open_parent(tracking.uri, tracking.experiment, Path(tracking.artifacts),
-                                name=f"sweep {' '.join(swept)}".strip(), overrides=overrides,
-                                tags={"task": str(config.task.name)} if "task" in config else {})
         os.environ[PARENT] = self.open
         # Hydra does not call `on_multirun_end` where a job failed, so the process's end closes the parent.
         atexit.register(self._close, tracking.uri, self.open)
@@ -79,23 +94,27 @@ class ParentRun(Callback):
         self._close(config.tracking.uri, self.open)
 
     def _swept(self, config: DictConfig) -> dict[str, str]:
-        """What the job has beyond what all were given."""
-        own = [str(override) for override in config.hydra.overrides.task if str(override) not in self.given]
-        pairs = (override.lstrip("+~").partition("=") for override in own)
-        return {key: without_passwords(value) for key, _, value in pairs}
+        """What the job has beyond what all were given. By keys, since Hydra spells values its own way."""
+        pairs = [str(override).partition("=") for override in config.hydra.overrides.task]
+        return {_key(key): without_passwords(value) for key, _, value in pairs if _key(key) not in self.same}
 
     def _close(self, uri: str, parent: str) -> None:
-        if self.open:
-            self.open = ""
-            close_parent(uri, parent, self.by)
+        if not self.open:
+            return
+        self.open = ""
+        try:
+            with reached(uri):
+                if not close_parent(uri, parent, self.by):  # a mistyped key, found before the first job
+                    client_of(uri).delete_run(parent)
+        except TrackingError as error:  # at the process's end nobody would catch it
+            warn(f"The sweep's run {parent} could not be closed. {error}")
 
 
 def open_parent(uri: str, experiment: str, artifacts: Path, *, name: str, overrides: Sequence[str],
                 tags: Mapping[str, str]) -> str:
     """Open a run for jobs to stand below, and return its id. Raises TrackingError."""
     experiment_id = prepare(uri, experiment, artifacts)
-    own = {"flywheel.stage": "sweep", "flywheel.overrides": " ".join(overrides)[:5000],
-           "flywheel.host": socket.gethostname(), "flywheel.pid": str(os.getpid())}
+    own = {"flywheel.stage": "sweep", "flywheel.overrides": " ".join(overrides)[:5000], **this_process()}
     run = mlflow.MlflowClient().create_run(experiment_id, run_name=name[:MAX_NAME], tags={**own, **tags})
     return str(run.info.run_id)
 
@@ -104,8 +123,8 @@ def go_on_with(uri: str, parent: str) -> None:
     """The sweep's run is open again, in this process. Raises TrackingError where it is gone."""
     try:
         client = client_of(uri)
-        client.set_tag(parent, "flywheel.host", socket.gethostname())
-        client.set_tag(parent, "flywheel.pid", str(os.getpid()))
+        for tag, value in this_process().items():
+            client.set_tag(parent, tag, value)
         client.update_run(parent, status="RUNNING")
     except MlflowException as error:
         raise TrackingError(f"The search's run {parent} is not at {shown(uri)} any more: give another "
@@ -144,7 +163,7 @@ def close_parent(uri: str, parent: str, by: str) -> list[sweeps.Child]:
     found = search(client, f"tags.mlflow.parentRunId = '{parent}'", oldest_first=True)
     children = _children(run, found)
     chosen = sweeps.best(children, by)
-    states = [child.status for child in children]
+    states = [child.status for child in children if not child.repeated]
     figures = {"sweep/jobs": len(states), "sweep/finished": states.count("FINISHED"),
                "sweep/failed": len(states) - states.count("FINISHED"),
                "label/requests": sum(child.requests for child in children),
@@ -152,9 +171,7 @@ def close_parent(uri: str, parent: str, by: str) -> list[sweeps.Child]:
                "sweep/seconds": sum(child.seconds for child in children)}
     for name, figure in figures.items():
         client.log_metric(parent, name, figure)
-    repeated = {run.info.run_id for run in found if REPEATED in run.data.tags}
-    counted = {child.status for child in children if child.id not in repeated}
-    status = "FINISHED" if counted == {"FINISHED"} else "FAILED"
+    status = "FINISHED" if set(states) == {"FINISHED"} else "FAILED"
     try:
         _summarise(client, run, children, chosen, by, found)
     except Exception as error:  # at the process's end, where a traceback would hide what failed before it
@@ -163,6 +180,16 @@ def close_parent(uri: str, parent: str, by: str) -> list[sweeps.Child]:
     finally:
         client.set_terminated(parent, status)
     return children
+
+
+def _without_passwords(file: Path) -> None:
+    """Hydra writes down what was given as it was given."""
+    if file.exists():
+        file.write_text(without_passwords(file.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~")
 
 
 def _make_portable(job_return: JobReturn) -> None:
@@ -238,7 +265,7 @@ def _child(run: Run, why: str) -> sweeps.Child:
         info.run_id, info.run_name, f"#/experiments/{info.experiment_id}/runs/{info.run_id}", info.status,
         json.loads(tags.get(VALUES, "{}")), metric, agreed, against_truth("gold"), against_truth("test"),
         figures.get("label/cost_usd_this_run", 0.0), int(figures.get("label/requests", 0)), seconds,
-        failed=why or tags.get("flywheel.error", "") if info.status != "FINISHED" else "",
+        failed=why or tags.get("flywheel.error", "") if info.status != "FINISHED" else "", repeated=REPEATED in tags,
     )
 
 
