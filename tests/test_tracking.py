@@ -5,11 +5,13 @@ from collections.abc import Iterator
 
 import mlflow
 import pytest
+import sqlalchemy as sa
 from matplotlib.figure import Figure
 
 from src.errors import ConfigError
 from src.reporting import notes
 from src.tracking import PARENT, SWEPT, Run, open_run, views
+from src.tracking.server import shown, why
 
 PROMPT = {"system": "Say {one} word.", "user": 'Which of ["a", "b"]? {"label": "<one>"}', "schema": {"type": "object"},
           "template": "Which of {{ classes | tojson }}?"}
@@ -188,3 +190,14 @@ def test_a_page_shows_names_as_they_are() -> None:
     assert first == "**REHEARSAL**. **Accuracy 0.8 \\[0.7, 0.9\\], n=10**." and links.startswith("[up](#/1)")
     model = notes.model(note="", headline="Accuracy 0.8", task="t", student="net", classes=["a*", "b"], run="12")
     assert model.startswith("Accuracy 0.8.") and "one of a\\*, b," in model and "src.certify run=12" in model
+
+
+@pytest.mark.parametrize("address", [
+    "postgresql://user:s3cret@host/db", "postgresql://user:12@s3cret@host/db", "http://user:s3cret@127.0.0.1:1",
+    "postgresql://host/db?user=me&password=s3cret",
+])
+def test_no_message_tells_a_password(address: str) -> None:
+    """Of a password with an @ in it, drivers take the end for the host's, and say that it was not found."""
+    error = OSError(f"failed to resolve host {sa.make_url(address).host!r} of {address}\nmore")
+    said = f"{shown(address)} {why(error, address)}"
+    assert "s3cret" not in said and "failed to resolve host" in said and "more" not in said

@@ -29,8 +29,8 @@ def free_port() -> int:
 @contextmanager
 def postgres() -> Iterator[str]:
     """The address of an empty database on a new server. Skips the test where PostgreSQL or its driver is missing."""
-    if find_spec("psycopg2") is None:
-        pytest.skip("psycopg2 is not installed")
+    if find_spec("psycopg") is None:
+        pytest.skip("psycopg is not installed")
     homes = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda home: -int(home.parent.name))
     found = shutil.which("initdb") or next((str(home / "initdb") for home in homes if (home / "initdb").exists()), None)
     if found is None:

@@ -29,6 +29,7 @@ class Database:
     def __init__(self, address: str | Path, name: str, *, lock_wait_s: float) -> None:
         self.name = name
         self.shown, url = _parse(str(address), name)
+        self._host = url.host or ""
         self.sqlite = url.get_backend_name() == "sqlite"
         self._made = False
         with self.translated("opened"):
@@ -62,6 +63,8 @@ class Database:
             yield
         except (sa.exc.SQLAlchemyError, sqlite3.Error, ImportError, OSError, ValueError, OverflowError) as error:
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+            if "@" in self._host:  # of a password with an @ in it, the end is taken for the host's
+                cause = cause.replace(self._host, f"***@{self._host.rpartition('@')[2]}")
             kind = RowsRefused if what == "written" and _rows_fault(error) else StoreError
             raise kind(f"The {self.name} {self.shown} could not be {what}: {cause}. {_way_out(cause)}") from error
 
@@ -75,6 +78,9 @@ class Database:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             elif alone and self._made:
                 connection.execute(sa.select(versions).with_for_update())
+            elif not self._made and self.engine.dialect.name == "postgresql":
+                # Nothing is there yet that could be locked, and two that make the same tables at once crash.
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('flywheel'))")
             yield connection
 
     def _check_version(self, connection: sa.Connection) -> None:

@@ -9,7 +9,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from src.errors import TrackingError
-from src.tracking.server import client_of, everywhere, shown
+from src.tracking.server import client_of, everywhere, shown, why
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def keep(uri: str, run_id: str, path: Path) -> None:
         client_of(uri).log_artifact(run_id, str(path))
     except (MlflowException, OSError) as error:
         raise TrackingError(f"{path.name} could not be put into run={run_id!r} at {shown(uri)} "
-                            f"({str(error).splitlines()[0][:200]}). It lies at {path}.") from error
+                            f"({why(error, uri)}). It lies at {path}.") from error
 
 
 def _fetch(client: mlflow.MlflowClient, run_id: str, files: Sequence[str], tables: str, into: Path) -> None:

@@ -23,7 +23,7 @@ from src.errors import TrackingError
 from src.tracking import views
 from src.tracking.models import Logged, check_name, describe, log_student
 from src.tracking.prompts import register
-from src.tracking.server import PROCESS, prepare, shown, this_process
+from src.tracking.server import PROCESS, prepare, shown, this_process, why
 
 if TYPE_CHECKING:  # takes memory while a million items are asked about
     from matplotlib.figure import Figure
@@ -190,7 +190,7 @@ def open_run(*, uri: str, experiment: str, artifacts: Path, name: str, tags: Map
         status = "KILLED"
         raise
     except MlflowException as error:
-        raise TrackingError(f"MLflow at {shown(uri)} failed: {str(error).splitlines()[0][:300]}. The labels are kept; "
+        raise TrackingError(f"MLflow at {shown(uri)} failed: {why(error, uri)}. The labels are kept; "
                             "run again when it answers.") from error
     except BaseException as error:
         mlflow.set_tag("flywheel.error", str(error)[:500])

@@ -18,6 +18,7 @@ from mlflow.entities import Run, RunStatus, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 
+from src.config import without_passwords
 from src.errors import TrackingError
 from src.labeling import owner
 
@@ -70,7 +71,7 @@ def prepare(uri: str, experiment: str, artifacts: Path) -> str:
             bury_the_dead(client, [found.experiment_id])
             return str(found.experiment_id)
     except (MlflowException, sa.exc.SQLAlchemyError, ImportError, OSError) as error:
-        raise TrackingError(f"MLflow at {shown(uri)} cannot be used: {str(error).splitlines()[0][:300]}. Check "
+        raise TrackingError(f"MLflow at {shown(uri)} cannot be used: {why(error, uri)}. Check "
                             "tracking.uri, or MLFLOW_TRACKING_URI.") from error
 
 
@@ -80,7 +81,7 @@ def reached(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise TrackingError(f"MLflow at {shown(uri)} failed: {str(error).splitlines()[0][:300]}. The labels are kept; "
+        raise TrackingError(f"MLflow at {shown(uri)} failed: {why(error, uri)}. The labels are kept; "
                             "run again when it answers.") from error
 
 
@@ -134,7 +135,16 @@ def _is_dead(tags: Mapping[str, str]) -> bool:
 
 def shown(uri: str) -> str:
     """The address without the password it may hold."""
+    return without_passwords(uri)
+
+
+def why(error: Exception, uri: str) -> str:
+    """The first line of what went wrong, without that password."""
+    told = str(error).splitlines()[0][:300]
     try:
-        return sa.make_url(uri).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return uri
+        host = sa.make_url(uri).host or ""
+    except (sa.exc.ArgumentError, ValueError):
+        host = ""
+    # Of a password with an @ in it, the end is taken for the host's.
+    return without_passwords(told.replace(host, f"***@{host.rpartition('@')[2]}") if "@" in host else told)
+
