@@ -132,8 +132,15 @@ def compared(stored: StoredSweep, key: str, baseline: str, parts: Sequence[str] 
     right, left_out = common(trainings, parts)
     if left_out:
         warn(f"{left_out} item(s) are left out that not all runs hold with the same target.")
+    runs = [training.child for of in trainings.values() for training in of]
+    told = [name for name in metrics if all(name in run.metrics for run in runs)]
+    if some := [name for name in metrics if name not in told and any(name in child.metrics for child in runs)]:
+        warn(f"Not shown, since not all runs logged it: {', '.join(some)}")
+    if none := [name for name in metrics if not any(name in child.metrics for child in runs)]:
+        warn(f"Not shown, since no run logged it: {', '.join(none)}. They logged such as "
+             f"{', '.join(sorted(runs[0].metrics)[:8])}")
     rows = compare_values(right, baseline, {value: [t.child for t in of] for value, of in trainings.items()}, parts,
-                          metrics)
+                          told)
     if key in SPEED:
         return rows
     # Other keys leave what answers as it is: where its speed differs, something else ran on the machine.
@@ -253,7 +260,7 @@ def common(trainings: Mapping[str, Sequence[Training]],
 
 def compare_values(right: Mapping[str, Mapping[str, Bools]], baseline: str, children: Mapping[str, Sequence[Child]],
                    parts: Sequence[str] = CHOOSE, metrics: Sequence[str] = ()) -> list[Compared]:
-    """A row for each value, in the order given. Raises ConfigError for a metric that a run lacks."""
+    """A row for each value, in the order given; all runs hold the `metrics`."""
     theirs = right[baseline]
     both = np.hstack([theirs[part] for part in parts])
     rows = []
@@ -354,9 +361,6 @@ def _paired(ours: Bools, theirs: Bools) -> Interval | None:
 
 
 def _logged(children: Sequence[Child], metric: str) -> list[float]:
-    if lacking := [child.name for child in children if metric not in child.metrics]:
-        raise ConfigError("metrics", metric, f"{', '.join(lacking[:3])} did not log it; they logged such as "
-                          f"{', '.join(sorted(set(children[0].metrics) - {metric})[:8])}")
     return [child.metrics[metric] for child in children]
 
 

@@ -32,6 +32,7 @@ from src.reporting.datacard import datacard
 from src.task import TaskSpec
 from src.tracking import Run, certificates, open_run
 from src.tracking.kept import Kept, about, keep, kept
+from src.tracking.server import reached
 
 TABLES = "tables"
 
@@ -185,9 +186,10 @@ def refresh_report(uri: str, run_id: str, splits: Splits, out: Path) -> None:
     from src.reporting.findings import FILES
 
     try:
-        path = report_again(uri, kept(uri, run_id, FILES, TABLES, out / "report"), images_of(splits), out)
+        with reached(uri):
+            path = report_again(uri, kept(uri, run_id, FILES, TABLES, out / "report"), images_of(splits), out)
         say(f"Report, with this in it: {path}  (and report.html in the MLflow run {run_id})")
-    except FlywheelError as error:
+    except (FlywheelError, OSError) as error:
         warn(f"The report was not made again: {error}")
 
 

@@ -47,7 +47,8 @@ def main(cfg: DictConfig) -> None:
         figures = try_values(study, job, given)
     if set(figures) == {None}:
         raise FlywheelError(f"None of {len(figures)} trials trained a student, for the reasons above. Once that is "
-                            "mended, the same command goes on; where other keys mend it, give another search.study.")
+                            "mended, the same command goes on, with a larger search.trials where all have ended; "
+                            "where other keys mend it, give another search.study.")
 
 
 def try_values(study: Study, job: Search, given: Sequence[str]) -> list[float | None]:

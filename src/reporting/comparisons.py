@@ -245,7 +245,7 @@ def _short(interval: Interval, sign: str = "") -> str:
     """As exact as it takes; an interval of no width, as where every seed has the same labels, is left out."""
     form = f"{sign},.0f" if abs(interval.value) >= 100 else f"{sign}.3f"
     told = format(interval.value, form)
-    if math.isclose(interval.low, interval.high):
+    if math.isnan(interval.low) or math.isclose(interval.low, interval.high):
         return told
     return f"{told} [{interval.low:{form}}, {interval.high:{form}}]"
 

@@ -62,7 +62,7 @@ class Database:
         try:
             yield
         except (sa.exc.SQLAlchemyError, sqlite3.Error, ImportError, OSError, ValueError, OverflowError) as error:
-            cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+            cause = [*str(getattr(error, "orig", None) or error).splitlines(), type(error).__name__][0]
             if "@" in self._host:  # of a password with an @ in it, the end is taken for the host's
                 cause = cause.replace(self._host, f"***@{self._host.rpartition('@')[2]}")
             kind = RowsRefused if what == "written" and _rows_fault(error) else StoreError
@@ -92,7 +92,7 @@ class Database:
         found = connection.execute(sa.select(versions.c.version)).scalar()
         if isinstance(found, int) and 0 < found < SCHEMA_VERSION:
             upgrade(connection, found)
-            say(f"The annotation store {self.shown} was brought from schema version {found} to {SCHEMA_VERSION}; every "
+            say(f"The {self.name} {self.shown} was brought from schema version {found} to {SCHEMA_VERSION}; every "
                 "annotation is kept.")
         elif found != SCHEMA_VERSION:
             raise StoreError(

@@ -140,7 +140,7 @@ def shown(uri: str) -> str:
 
 def why(error: Exception, uri: str) -> str:
     """The first line of what went wrong, without that password."""
-    told = str(error).splitlines()[0][:300]
+    told = [*str(error).splitlines(), type(error).__name__][0][:300]
     try:
         host = sa.make_url(uri).host or ""
     except (sa.exc.ArgumentError, ValueError):
