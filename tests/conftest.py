@@ -36,6 +36,26 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
+# What a sweep leaves in its process's environment for its jobs.
+SWEEPS_OWN = ("FLYWHEEL_PARENT_RUN", "FLYWHEEL_SWEPT", "MLFLOW_TRACKING_URI")
+
+
+def as_it_was() -> Iterator[None]:
+    """Takes back what was done to the environment: a sweep's run must not become the parent of a later test's."""
+    before = {name: os.environ.get(name) for name in SWEEPS_OWN}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+# Both, since a sweep may be what a module's tests share.
+after_each_test = pytest.fixture(autouse=True, name="after_each_test")(as_it_was)
+after_each_module = pytest.fixture(autouse=True, scope="module", name="after_each_module")(as_it_was)
+
+
 @functools.cache
 def composed(name: str, *overrides: str) -> DictConfig:
     """A config from `conf/`; kept, since Hydra takes a third of a second for each. Change copies of it only."""

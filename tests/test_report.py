@@ -33,7 +33,8 @@ from src.metrics import proportion, score
 from src.record import images_of
 from src.reporting.findings import Findings, Replay, read_findings
 from src.reporting.plot import Plot, dollars, percents
-from src.reporting.report import MISTAKES, breakable, page, plain_name
+from src.reporting.report import MISTAKES, page
+from src.reporting.wording import breakable, plain_name
 from src.task import Item
 
 HOSTILE = ['<script>alert(1)</script>', 'a"onerror="alert(1)', "</style><img_src=x>", "plain_name"]

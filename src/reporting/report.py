@@ -7,7 +7,6 @@ wrote) is escaped by the template. Every figure that decides something carries i
 
 import base64
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 from PIL import Image
 
 from src.calibration.calibrators import from_dict, to_logits
 from src.calibration.gold_needed import highest_target, least_gold, needed_gold
-from src.metrics import Floats, Interval, accepted_and_correct, proportion
+from src.metrics import Floats, Interval, proportion
 from src.reporting.findings import Findings, interval
-from src.reporting.plot import Plot, dollars, percents
+from src.reporting.plot import accuracy_curve, reliability
+from src.reporting.wording import (
+    about,
+    breakable,
+    count,
+    dollar,
+    exact,
+    percent,
+    plain_name,
+    whole_dollars,
+)
+from src.reporting.worth import cascades, money, together
 
 MISTAKES, REJECTED, ACCEPTED, CONTRADICTED = 18, 6, 10, 6  # pictures of each kind
 SIDE = 128  # pixels of a picture's longer side at most: 42 of them are 0.2 MB
@@ -30,16 +39,10 @@ MATRIX_CLASSES = 15  # a larger table of confusions cannot be read; the pairs st
 WORST = 10  # classes, where there are more than that
 CONFUSED = 6
 LEAST_SURE = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-CURVE_POINTS = 80
 TEXT_SHOWN = 280  # characters of an item that is a text
-SETTLED = 20  # items; the accuracy of fewer would squeeze the curve under its ceiling
 PLANNED = (1.0, 0.7, 0.5)  # shares of gold's items, surest first, for which a promise is planned
-MARKS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-MILLION = 1_000_000
-VOLUMES = (10_000, 100_000, MILLION, 10 * MILLION)  # items a month
 PARTS = {"choose": "gold to calibrate and choose by", "certify": "gold that certifies", "train": "to learn from",
          "validation": "to stop the training by", "test": "to judge by in the end"}
-PAYS = {"pays": "it pays", "unsure": "it is not certain whether it pays", "does not pay": "it does not pay"}
 
 pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                     lstrip_blocks=True)
@@ -47,9 +50,10 @@ pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=T
 
 def page(found: Findings) -> str:
     """The whole file."""
+    replayed = cascades(found)
     parts: dict[str, Any] = {
         "labelled": labelled(found), "quality": quality(found), "student": student(found),
-        "promise": promise(found), "cascades": cascades(found), "money": money(found)}
+        "promise": promise(found), "cascades": replayed, "money": money(found, replayed)}
     return pages.get_template("report.html.j2").render(
         run=found.run, when=found.when, stand_ins=found.stand_ins, rehearsal=found.stand_ins.startswith("REHEARSAL"),
         task=found.config["task"], classes=found.classes, student_name=found.config["student"]["name"],
@@ -80,7 +84,7 @@ def answer(*, labelled: Mapping[str, Any], quality: Mapping[str, Any], student: 
     else:
         told = [f"The student alone is right on about {student['accuracy'].value:.0%} of the items. From which "
                 "confidence on it can be left to answer by itself is open: nothing is certified yet."]
-    told += _together(cascades) if cascades and cascades["used"] else \
+    told += together(cascades) if cascades and cascades["used"] else \
         ["What student and LLM are worth together, and what that saves, is not measured yet."]
     if money["cost"]:
         told.append(f"With hosting, people and labels counted, {money['cost']['verdict']} at "
@@ -193,8 +197,8 @@ def calibration(found: Findings) -> dict[str, Any] | None:
         rows.append({"least": least, "share": proportion(int(taken.sum()), len(said)),
                      "right": proportion(int((taken & correct).sum()), int(taken.sum())) if taken.any() else None})
     return {"before": before, "after": after, "method": found.calibration["calibrator"]["method"],
-            "n": after["n"], "diagram": _diagram(before, after), "part": part, "thresholds": rows,
-            "curve": _curve(confidence, correct), "of": len(said)}
+            "n": after["n"], "diagram": reliability(before, after), "part": part, "thresholds": rows,
+            "curve": accuracy_curve(confidence, correct), "of": len(said)}
 
 
 def promise(found: Findings) -> dict[str, Any] | None:
@@ -208,41 +212,6 @@ def promise(found: Findings) -> dict[str, Any] | None:
     refused = [one for one in newest.values() if not one["certified"]]
     return {"certificates": [*granted, *refused], "best": granted[0] if granted else None,
             "plan": None if newest else _plan(found)}
-
-
-def cascades(found: Findings) -> dict[str, Any] | None:
-    """The newest replay of student → LLM → person; None where none was made."""
-    if not found.replays:
-        return None
-    newest = found.replays[0]
-    rows = [_answerer(mark, row) for mark, row in zip(MARKS, newest.rows.to_dict("records"), strict=False)]
-    # Where nothing is certified the first one leaves everything to the LLM, and says nothing about the student.
-    used = next((row for row in rows if row["kind"] == "cascade" and row["escalated"] and row["escalated"].value < 1),
-                None)
-    llm = next((row for row in rows if row["kind"] == "llm"), None)
-    return {"run": newest.run, "when": newest.when, "rows": rows, "earlier": len(found.replays) - 1,
-            "n": int(newest.rows.n.iloc[0]), "plot": _cost_plot(rows), "used": used, "llm": llm,
-            "saved": _saved(used, llm)}
-
-
-def money(found: Findings) -> dict[str, Any]:
-    """What the labels cost, and what the student takes off the LLM's bill."""
-    figures, accepted = found.figures, int((found.labels.accepted == "true").sum())
-    total, replayed = figures.get("label/cost_usd", 0.0), cascades(found)
-    saved = replayed["saved"] if replayed else None
-    llm = replayed["llm"]["usd"] if replayed and replayed["llm"] else None
-    # A month's items, the LLM's bill alone and with the student, what is left, and the items for people.
-    months = [(volume, volume * llm / MILLION, _times(saved, -volume * llm / MILLION, volume * llm / MILLION),
-               _times(saved, volume * llm / MILLION), _times(replayed["used"]["people"], volume))
-              for volume in VOLUMES] if replayed and saved and llm else []
-    # Fewest and most items after which the labels have come back; the most where a saving is not sure is none.
-    back = [total * MILLION / (llm * share) if share > 0 else None for share in (saved.high, saved.low)] \
-        if saved and llm and total and saved.value > 0 else None
-    return {"total": total, "accepted": accepted, "per_thousand": 1000 * total / accepted if accepted else None,
-            "this_run": figures.get("label/cost_usd_this_run", 0.0), "requests": int(figures.get("label/requests", 0)),
-            "reused": int(figures.get("label/reused", 0)), "price": found.config["teacher"].get("price"),
-            "model": found.config["teacher"]["model"], "llm_per_million": llm,
-            "llm_n": replayed["n"] if replayed else 0, "months": months, "back": back, "cost": _reckoned(found.cost)}
 
 
 def commands(found: Findings) -> list[tuple[str, str]]:
@@ -273,50 +242,6 @@ def commands(found: Findings) -> list[tuple[str, str]]:
              ("Serve it over HTTP.", f"{python} src.serve {run}"),
              ("Make this page again, with everything found out since.", f"{python} src.report {run}")]
     return rows
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{value:.{digits}%}"
-
-
-def exact(share: float) -> str:
-    """A share that was asked for or promised, with all its digits: rounding up would promise more."""
-    return f"{100 * share:.10g}%"
-
-
-def dollar(value: float | None) -> str:
-    """In cents; two digits of what is less than ten of them."""
-    if value is None:
-        return "–"
-    if 0 < value < 1e-4:
-        return "less than $0.0001"
-    return f"${value:,.2f}" if value >= 0.1 or not value else f"${value:.2g}"
-
-
-def whole_dollars(value: float) -> str:
-    """A sum of a month: cents matter below a hundred."""
-    sign, size = "-" if value < -0.005 else "", abs(value)
-    return f"{sign}${size:,.0f}" if size >= 100 else f"{sign}${size:,.2f}"
-
-
-def plain_name(annotator: str) -> str:
-    """An annotator's name without its sampling settings and its hash."""
-    name = annotator.split("?")[0].split("#")[0]
-    return f"{name.removeprefix('rehearsal:')} (stand-in)" if name.startswith("rehearsal:") else name
-
-
-def breakable(name: str) -> Markup:
-    """A class's name that a narrow line may break at its underscores."""
-    return escape(name).replace("_", Markup("_<wbr>"))
-
-
-def about(n: float) -> str:
-    """Two digits of a number of items: more would claim to know them."""
-    return f"{float(f'{n:.2g}'):,.0f}"
-
-
-def count(n: int) -> str:
-    return f"{n:,}"
 
 
 pages.filters.update(percent=percent, exact=exact, dollar=dollar, whole=whole_dollars, about=about, plain=plain_name,
@@ -420,117 +345,3 @@ def _plan(found: Findings) -> dict[str, Any] | None:
         rows.append({"share": share, "errors": errors, "of": len(taken), "gold": gold})
     return {"target": target, "confidence": 1 - delta, "certify": n, "highest": highest_target(n, delta) if n else None,
             "least": least_gold(target, delta), "rows": rows, "n": len(said)}
-
-
-def _answerer(mark: str, row: Mapping[Any, Any]) -> dict[str, Any]:
-    known = {name: value for name, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
-    # Of how many answers these are shares is known where every case has a truth.
-    complete = known["judged"] == known["n"]
-    known["own"] = round(known["coverage"] * known["n"]) if complete else 0
-    known["automatic"] = round((1 - known.get("human_rate", 0.0)) * known["n"]) if complete else 0
-    return {"mark": mark, "what": row["what"], "kind": row["kind"], "best_cheap": bool(row.get("best_cheap")),
-            "certified": "certified at" in row["what"], "accuracy": interval(known, "accuracy", "automatic"),
-            "student": interval(known, "student_accuracy", "own"),
-            "escalated": interval(known, "escalation_rate", "n"), "people": interval(known, "human_rate", "n"),
-            "usd": known.get("llm_usd_per_million"), "mean_ms": known.get("latency_mean_ms"),
-            "p95_ms": known.get("latency_p95_ms")}
-
-
-def _together(cascades: Mapping[str, Any]) -> list[str]:
-    """What the cascade in use is worth beside the LLM alone, what it saves, and what it leaves to people."""
-    used, llm, saved = cascades["used"], cascades["llm"], cascades["saved"]
-    told = []
-    if used["accuracy"]:
-        way = "With the LLM for the rest" if used["certified"] else \
-            "With a usual threshold, which promises nothing, and the LLM for the rest"
-        told.append(f"{way}, {used['accuracy'].value:.0%} of the answers are right")
-        if llm and llm["accuracy"]:
-            told[0] += f"; the LLM alone gets {llm['accuracy'].value:.0%}"
-            if used["accuracy"].low <= llm["accuracy"].high and llm["accuracy"].low <= used["accuracy"].high:
-                told[0] += " (their intervals overlap: take them for about the same)"
-        told[0] += "."
-    if saved:
-        told.append(f"The LLM is asked about {used['escalated'].value:.0%} of the items, and its bill for a million "
-                    "items " + (f"falls from {dollar(llm['usd'])} to {dollar(used['usd'])}." if saved.value > 0 else
-                       f"does not fall: {dollar(used['usd'])} instead of {dollar(llm['usd'])}."))
-    if used["people"]:
-        told.append(f"People decide {used['people'].value:.1%} of the items." if used["people"].value else
-                    f"None of the {cascades['n']:,} items had to be decided by a person.")
-    return told
-
-
-def _saved(used: Mapping[str, Any] | None, llm: Mapping[str, Any] | None) -> Interval | None:
-    """The share of the LLM's bill that a cascade saves, with the interval of the share that it escalates; None without
-    a price."""
-    if not used or not llm or not llm["usd"] or used["usd"] is None:
-        return None
-    asked = used["escalated"]
-    each = used["usd"] / asked.value if asked.value else llm["usd"]
-    value, low, high = (1 - rate * each / llm["usd"] for rate in (asked.value, asked.high, asked.low))
-    return Interval(value, low, high, asked.n)
-
-
-def _times(share: Interval | None, factor: float, plus: float = 0.0) -> Interval | None:
-    """The interval of `plus + factor × share`."""
-    if share is None:
-        return None
-    low, high = sorted((plus + factor * share.low, plus + factor * share.high))
-    return Interval(plus + factor * share.value, low, high, share.n)
-
-
-def _reckoned(cost: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What `src.cost` said last about this run."""
-    if cost is None:
-        return None
-    return {"verdict": PAYS.get(cost["verdict"], cost["verdict"]), "statement": cost["statement"],
-            "volume": float(cost["inputs"]["volume"])}
-
-
-def _floor(lows: Sequence[float], ceiling: float = 0.9) -> float:
-    """A round place below all of them to begin an axis at."""
-    return max(0.0, math.floor(10 * min([ceiling, *lows]) - 1e-9) / 10)
-
-
-def _curve(confidence: Floats, correct: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Accuracy of what the student is surest of, against the share of items that this is."""
-    accepted, right = accepted_and_correct(confidence, correct)
-    n = int(accepted[-1])
-    places = [p for p in np.unique(np.linspace(0, len(accepted) - 1, CURVE_POINTS).astype(int))
-              if accepted[p] >= min(n, SETTLED)]
-    points = [(accepted[p] / n, proportion(int(right[p]), int(accepted[p]))) for p in places]
-    low = _floor([one.low for _, one in points])
-    plot = Plot((0, 1), (low, 1), percents(0, 1), percents(low, 1), "share of items that it answers, surest first",
-                "right answers among these")
-    return {"plot": plot, "line": plot.line([(x, one.value) for x, one in points]),
-            "band": plot.band([(x, one.low, one.high) for x, one in points])}
-
-
-def _diagram(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """What confidence says against what is found, in bins of as many items."""
-    low = _floor([row["confidence"] for row in (*before["bins"], *after["bins"])])
-    plot = Plot((low, 1), (0, 1), percents(low, 1), percents(0, 1), "how sure the student says it is", "right answers")
-    marks = [{"kind": kind, "x": plot.x(row["confidence"]), "y": plot.y(row["accuracy"]["value"]),
-              "low": plot.y(row["accuracy"]["low"]), "high": plot.y(row["accuracy"]["high"])}
-             for kind, rows in (("before", before["bins"]), ("after", after["bins"])) for row in rows]
-    return {"plot": plot, "marks": marks, "diagonal": plot.line([(low, low), (1, 1)])}
-
-
-def _cost_plot(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Accuracy against what the LLM costs, a mark for each answerer."""
-    known = [row for row in rows if row["accuracy"] and row["usd"] is not None]
-    if not known:
-        return None
-    low = _floor([row["accuracy"].low for row in known])
-    dearest = max(row["usd"] for row in known) * 1.15 or 1.0
-    plot = Plot((0, dearest), (low, 1), dollars(dearest), percents(low, 1), "the LLM's cost of a million items",
-                "right answers")
-    marks: dict[tuple[float, float], dict[str, Any]] = {}
-    for row in known:
-        found = row["accuracy"]
-        place = (plot.x(row["usd"]), plot.y(found.value))
-        if place in marks:  # what is worth the same has one mark, and both letters
-            marks[place]["mark"] += f", {row['mark']}"
-        else:
-            marks[place] = {"mark": row["mark"], "kind": row["kind"], "x": place[0], "y": place[1],
-                            "low": plot.y(found.low), "high": plot.y(found.high)}
-    return {"plot": plot, "marks": list(marks.values())}
