@@ -25,6 +25,7 @@ import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from src.address import without_passwords
 from src.config import CONF, Comparison, TrackingSpec, read
 from src.console import entry_point, say, table, warn
 from src.errors import ConfigError, DataError, FlywheelError
@@ -74,7 +75,7 @@ class CompareSweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         # Hydra does not call `on_multirun_end` where a job failed.
-        atexit.register(self.tell, str(config.tracking.uri), str(config.home))
+        atexit.register(self.tell, str(config.tracking.uri), _where(config))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         # The jobs are over: what is opened now is a run of its own, as it is when somebody compares later.
@@ -88,9 +89,9 @@ class CompareSweep(Callback):
             # Hydra would make a warning of it, and the command would seem to have worked.
             sys.stderr.write(f"{error}\n")
             raise SystemExit(1) from error
-        say(f"Compare again: {self.command(sweep, config.home)}")
+        say(f"Compare again: {self.command(sweep, _where(config))}")
 
-    def tell(self, uri: str, home: str) -> None:
+    def tell(self, uri: str, where: str) -> None:
         sweep = os.environ.get(PARENT)
         if not sweep or self.compared:
             return
@@ -98,14 +99,20 @@ class CompareSweep(Callback):
             find_sweep(uri, sweep, ())
         except FlywheelError:  # no job was begun
             return
-        say(f"The sweep did not end well. What there is of it: {self.command(sweep, home)}")
+        say(f"The sweep did not end well. What there is of it: {self.command(sweep, where)}")
 
-    def command(self, sweep: str, home: str) -> str:
-        where = "" if home == "mlruns" else f" home={home}"
+    def command(self, sweep: str, where: str) -> str:
         parts = "" if self.parts == CHOOSE else f" parts=[{','.join(self.parts)}]"
         metrics = f" metrics=[{','.join(self.metrics)}]" if self.metrics else ""
         return (f".venv/bin/python -m src.compare sweep={sweep} key={self.key} baseline={spelt(self.baseline)}"
                 f"{parts}{metrics}{where}")
+
+
+def _where(config: DictConfig) -> str:
+    """What a command line must say to find this sweep's runs. A password stands in the environment alone."""
+    given = [str(each) for each in config.hydra.overrides.task if str(each).startswith("tracking.uri=")]
+    home = [] if config.home == "mlruns" else [f"home={config.home}"]
+    return "".join(f" {each}" for each in (*home, *given) if without_passwords(each) == each)
 
 
 def compare(sweep: str, key: str, baseline: Any, parts: Sequence[str], metrics: Sequence[str],

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src.address import without_passwords
 from src.calibration.spec import CalibrationSpec
 from src.cascade.spec import CascadeSpec
 from src.cost_model import Inputs
@@ -30,7 +31,6 @@ from src.student.protocol import DTYPES, RUNTIMES
 from src.student.spec import ACCELERATORS, StudentSpec, TrainerSpec
 from src.task import TaskSpec
 
-PASSWORD = re.compile(r"(://[^/\s:@]*:)\S+@|((?i:[?&]password=))[^&\s'\"]+")
 TEACHER_KEY = re.compile(rf"(?<![\w/.@-])teacher\.(?=({'|'.join(key.name for key in fields(Teacher))})\b)")
 EXPORTS = (".csv", ".jsonl", ".parquet")
 # Absolute, so that entry points also work when they are imported and called.
@@ -447,11 +447,6 @@ def recorded(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config as it may be written down. Keys stand in the environment alone; the password of a database's
     address is struck out."""
     return dict(yaml.safe_load(without_passwords(OmegaConf.to_yaml(cfg, resolve=True))))
-
-
-def without_passwords(text: str) -> str:
-    """The text with the passwords of all addresses in it struck out."""
-    return PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", text)
 
 
 def output_folder() -> Path:

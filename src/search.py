@@ -19,7 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from src.config import CONF, Dimension, Job, Search, output_folder, read, without_passwords
+from src.address import without_passwords
+from src.config import CONF, Dimension, Job, Search, output_folder, read
 from src.console import entry_point, say, warn
 from src.errors import ConfigError, FlywheelError
 from src.student.distil import check

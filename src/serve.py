@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from src.config import CONF, Serve, output_folder, read, without_passwords
+from src.address import without_passwords
+from src.config import CONF, Serve, output_folder, read
 from src.console import entry_point, say, warn
 from src.data.images import decode, square
 from src.errors import ConfigError, DataError

@@ -303,7 +303,8 @@ def at_the_end(sweep: Tracked) -> Done:
 
 def job(sweep: Tracked) -> DictConfig:
     where = {"uri": sweep.uri, "experiment": "t", "artifacts": str(sweep.home / "artifacts")}
-    return OmegaConf.create({"home": str(sweep.home), "tracking": where})
+    given = [f"tracking.uri={sweep.uri}", "seed=0,1"]
+    return OmegaConf.create({"home": str(sweep.home), "tracking": where, "hydra": {"overrides": {"task": given}}})
 
 
 def test_a_multirun_is_compared_at_its_end_in_a_run_of_its_own(sweep: Tracked, at_the_end: Done) -> None:
@@ -321,7 +322,8 @@ def test_a_multirun_is_compared_at_its_end_in_a_run_of_its_own(sweep: Tracked, a
     found = at_the_end.run.data.metrics
     assert found["compare/64/difference"] == rows[0]["difference"] == pytest.approx(-0.25)
     assert found["compare/smallest_not_worse"] == 96 and rows[0]["by_seed"] == "-0.2500 -0.2500"
-    again = f".venv/bin/python -m src.compare sweep={sweep.id} key=student.input_size baseline=224 home={sweep.home}"
+    again = f".venv/bin/python -m src.compare sweep={sweep.id} key=student.input_size baseline=224 home={sweep.home}" \
+            f" tracking.uri={sweep.uri}"
     assert again in at_the_end.told
     assert at_the_end.told.index("A job of the sweep failed: first") < at_the_end.told.index("failed: second")
 
@@ -390,12 +392,12 @@ def test_where_a_job_failed_it_says_how_to_compare_the_rest(sweep: Tracked, monk
     callback = CompareSweep("student.input_size", 224, ["gold"], ["label/accepted"])
     with sweep.opened("sweep without jobs", {"flywheel.stage": "sweep"}) as parent:
         monkeypatch.setenv(PARENT, parent.id)
-        callback.tell(sweep.uri, "mlruns")
+        callback.tell(sweep.uri, " home=elsewhere")
     assert not capsys.readouterr().out  # no job was begun
     monkeypatch.setenv(PARENT, sweep.id)  # jobs may have run in other processes
-    callback.tell(sweep.uri, "mlruns")
+    callback.tell(sweep.uri, " home=elsewhere")
     assert (f"python -m src.compare sweep={sweep.id} key=student.input_size baseline=224 parts=[gold] "
-            "metrics=[label/accepted]\n") in capsys.readouterr().out.replace("\r", "")
+            "metrics=[label/accepted] home=elsewhere\n") in capsys.readouterr().out.replace("\r", "")
 
 
 def test_a_dry_run_is_not_compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

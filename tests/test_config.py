@@ -10,7 +10,7 @@ from conftest import composed
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from src.config import Benchmark, Cost, Decisions, Evaluation, Job, Review, Serve, read, recorded, without_passwords
+from src.config import Benchmark, Cost, Decisions, Evaluation, Job, Review, Serve, read, recorded
 from src.errors import ConfigError
 from src.labeling.prompt import render
 from src.student.augment import Augment
@@ -195,17 +195,6 @@ def test_the_recorded_config_holds_no_key(monkeypatch: pytest.MonkeyPatch) -> No
     cfg = recorded(composed("job", "store=postgresql://me:hunter2@db.example/labels"))
     assert "sk-secret" not in str(cfg) and "OPENROUTER_API_KEY" in str(cfg)
     assert cfg["store"] == "postgresql://me:***@db.example/labels"
-
-
-@pytest.mark.parametrize(("address", "told"), [
-    ("postgresql://me:pa/ss@db/labels", "postgresql://me:***@db/labels"),
-    ("postgresql://me:p@ss@db/labels", "postgresql://me:***@db/labels"),
-    ("postgresql://db/labels?user=me&password=hunter2&x=1", "postgresql://db/labels?user=me&password=***&x=1"),
-    ("sqlite:///mlruns/mlflow.db", "sqlite:///mlruns/mlflow.db"),
-    ("http://localhost:11434/v1", "http://localhost:11434/v1"),
-])
-def test_passwords_are_struck_out(address: str, told: str) -> None:
-    assert without_passwords(f"store={address}") == f"store={told}"
 
 
 @pytest.mark.parametrize(("name", "kind", "needs"), [("evaluate", Evaluation, ["run=abc"]),

@@ -146,7 +146,7 @@ def test_the_other_commands_run(clone: Path) -> None:
         elif "src.report" in command:
             assert found and "report.html" in run(command.replace("<id>", found[1]), clone)
         elif "src.search" in command:
-            assert "2 of 2 jobs finished" in run(f"{small(command)} search.trials=2", clone)
+            assert "1 of 1 jobs finished" in run(f"{small(command)} search.trials=1", clone)
         else:
             run(small(command), clone)
 

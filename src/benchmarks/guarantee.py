@@ -91,15 +91,15 @@ def run(*, draws: int = DRAWS, seed: int = 0) -> None:
         table(f"SIMULATED: {name}", lines, HEADER)
 
 
-def study(simulated: World, size: int, targets: Sequence[float], delta: float, *, draws: int,
-          seed: int) -> dict[tuple[float, str], Outcome]:
+def study(simulated: World, size: int, targets: Sequence[float], delta: float, *, draws: int, seed: int,
+          ways: Sequence[str] = tuple(WAYS)) -> dict[tuple[float, str], Outcome]:
     """By target and way; all of them meet the same gold of `size` items."""
     rng = np.random.default_rng([seed, size])
-    results: dict[tuple[float, str], list[tuple[bool, float]]] = {(t, way): [] for t in targets for way in WAYS}
+    results: dict[tuple[float, str], list[tuple[bool, float]]] = {(t, way): [] for t in targets for way in ways}
     for _ in range(draws):
         gold = _part(simulated, rng.integers(len(simulated.truth), size=size))
         choose, own = (_part(gold, half) for half in np.array_split(np.arange(size), 2))
-        for apart, method in sorted({(way.apart, way.method) for way in WAYS.values()}):
+        for apart, method in sorted({(WAYS[name].apart, WAYS[name].method) for name in ways}):
             calibrator = fit_unchecked(method, *(choose if apart else gold))
             seen, tested = (_judged(calibrator, part) for part in ((choose, own) if apart else (gold, gold)))
             confidence, correct = _judged(calibrator, simulated)

@@ -157,7 +157,7 @@ def difference_rows(rows: Sequence[Compared], baseline: str) -> list[tuple[str, 
 def metric_rows(rows: Sequence[Compared], baseline: str) -> list[tuple[str, ...]]:
     """The value, and for each of its metrics the mean and, in the second line, the difference to the baseline."""
     return [(row.value, *(_short(metric.mean) if row.value == baseline else
-                          f"{_short(metric.mean)}\n{_short(metric.difference, sign='+')}"
+                          f"{_short(metric.mean)}\n{_short(metric.difference, sign='+', beside=metric.mean)}"
                           for metric in row.metrics.values())) for row in rows]
 
 
@@ -241,9 +241,10 @@ def _luck(rows: Sequence[Compared]) -> str:
     return " With one seed, luck in training is in no interval." if len(rows[0].by_seed) == 1 else ""
 
 
-def _short(interval: Interval, sign: str = "") -> str:
-    """As exact as it takes; an interval of no width, as where every seed has the same labels, is left out."""
-    form = f"{sign},.0f" if abs(interval.value) >= 100 else f"{sign}.3f"
+def _short(interval: Interval, sign: str = "", beside: Interval | None = None) -> str:
+    """As exact as it takes, or as what it stands beside; an interval of no width, as where every seed has the same
+    labels, is left out."""
+    form = f"{sign},.0f" if abs((beside or interval).value) >= 100 else f"{sign}.3f"
     told = format(interval.value, form)
     if math.isnan(interval.low) or math.isclose(interval.low, interval.high):
         return told

@@ -8,12 +8,13 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from src.address import HOW, is_clear
 from src.console import say
 from src.errors import RowsRefused, StoreError
 from src.store.tables import SCHEMA_VERSION, metadata, upgrade, versions
@@ -29,7 +30,6 @@ class Database:
     def __init__(self, address: str | Path, name: str, *, lock_wait_s: float) -> None:
         self.name = name
         self.shown, url = _parse(str(address), name)
-        self._host = url.host or ""
         self.sqlite = url.get_backend_name() == "sqlite"
         self._made = False
         with self.translated("opened"):
@@ -63,8 +63,6 @@ class Database:
             yield
         except (sa.exc.SQLAlchemyError, sqlite3.Error, ImportError, OSError, ValueError, OverflowError) as error:
             cause = [*str(getattr(error, "orig", None) or error).splitlines(), type(error).__name__][0]
-            if "@" in self._host:  # of a password with an @ in it, the end is taken for the host's
-                cause = cause.replace(self._host, f"***@{self._host.rpartition('@')[2]}")
             kind = RowsRefused if what == "written" and _rows_fault(error) else StoreError
             raise kind(f"The {self.name} {self.shown} could not be {what}: {cause}. {_way_out(cause)}") from error
 
@@ -137,12 +135,12 @@ def _parse(address: str, name: str) -> tuple[str, sa.URL]:
         return address, sa.URL.create("sqlite", database=address)
     # Up to the last @, for a password may hold one; a query may hold a password as well.
     shown = re.sub(r"(?<=://).*@", "***@", address).partition("?")[0]
-    try:
-        return shown, sa.make_url(address)
-    except (sa.exc.ArgumentError, ValueError):
+    if is_clear(address):
         # Not chained: the parser's own words may quote a part of the password.
-        raise StoreError(f"The {name} {shown} could not be opened: that is not an address such as "
-                         "postgresql://user:password@host/name (in a password, write @ as %40 and / as %2F).") from None
+        with suppress(sa.exc.ArgumentError, ValueError):
+            return shown, sa.make_url(address)
+    raise StoreError(f"The {name} {shown} could not be opened: that is not an address such as "
+                     f"postgresql://user:password@host/name ({HOW}).")
 
 
 def _way_out(cause: str) -> str:

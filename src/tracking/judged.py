@@ -6,10 +6,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import mlflow
-from mlflow.exceptions import MlflowException
 
 from src.errors import TrackingError
-from src.tracking.server import client_of, search, shown
+from src.tracking.server import no_run, reading, search
 from src.tracking.stored import Child
 
 
@@ -23,16 +22,13 @@ class Past(NamedTuple):
 
 def find_judged(uri: str, run_id: str, files: Sequence[str]) -> Past:
     """What they hold of these text artifacts. Raises TrackingError where there is no such training run."""
-    try:
-        client = client_of(uri)
+    with reading(uri, no_run(uri, run_id)) as client:
         run = client.get_run(run_id)
         experiment = client.get_experiment(run.info.experiment_id).name
         found = search(client, f"tags.`flywheel.evaluates` = '{run_id}' and attributes.status = 'FINISHED'")
         trained, *judged = (Child(one.info.run_id, one.info.run_name, one.info.status, dict(one.data.tags),
                                   dict(one.data.metrics), _texts_of(client, one.info.run_id, files))
                             for one in (run, *found))
-    except MlflowException as error:
-        raise TrackingError(f"run={run_id!r} is not a run at {shown(uri)}: see the ids in the MLflow UI.") from error
     if trained.tags.get("flywheel.stage") != "train" or trained.status != "FINISHED":
         stage = trained.tags.get("flywheel.stage", "no stage of Flywheel's")
         raise TrackingError(f"run={run_id!r} ({trained.name}, {stage}, {trained.status}) is not a finished training "

@@ -9,7 +9,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from src.errors import TrackingError
-from src.tracking.server import client_of, everywhere, shown, why
+from src.tracking.server import client_of, no_run, reading, search, shown, why
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,18 @@ class Kept:
 def kept(uri: str, run_id: str, files: Sequence[str], tables: str, into: Path) -> Kept:
     """Fetch these files of a run, as far as it has them, and everything below its folder `tables`. Raises
     TrackingError where there is no such run."""
-    try:
-        client = client_of(uri)
+    with reading(uri, no_run(uri, run_id)) as client:
         run = client.get_run(run_id)
         _fetch(client, run_id, files, tables, into)
-    except MlflowException as error:
-        raise TrackingError(f"run={run_id!r} is not a run at {shown(uri)}: see the ids in the MLflow UI.") from error
     return _kept(run, into)
 
 
 def about(uri: str, run_id: str, tag: str, files: Sequence[str], tables: str, into: Path) -> list[Kept]:
     """The finished runs that name this one in `tag` (`flywheel.evaluates`), newest first, with files as in `kept`."""
-    client = client_of(uri)
-    found = client.search_runs(list(everywhere(client)), f"tags.`{tag}` = '{run_id}' and attributes.status = "
-                               "'FINISHED'", order_by=["attributes.start_time DESC"])
-    for run in found:
-        _fetch(client, run.info.run_id, files, tables, into / run.info.run_id)
+    with reading(uri, no_run(uri, run_id)) as client:
+        found = search(client, f"tags.`{tag}` = '{run_id}' and attributes.status = 'FINISHED'")
+        for run in found:
+            _fetch(client, run.info.run_id, files, tables, into / run.info.run_id)
     return [_kept(run, into / run.info.run_id) for run in found]
 
 
@@ -51,7 +47,7 @@ def keep(uri: str, run_id: str, path: Path) -> None:
         client_of(uri).log_artifact(run_id, str(path))
     except (MlflowException, OSError) as error:
         raise TrackingError(f"{path.name} could not be put into run={run_id!r} at {shown(uri)} "
-                            f"({why(error, uri)}). It lies at {path}.") from error
+                            f"({why(error)}). It lies at {path}.") from error
 
 
 def _fetch(client: mlflow.MlflowClient, run_id: str, files: Sequence[str], tables: str, into: Path) -> None:

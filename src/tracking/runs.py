@@ -190,7 +190,7 @@ def open_run(*, uri: str, experiment: str, artifacts: Path, name: str, tags: Map
         status = "KILLED"
         raise
     except MlflowException as error:
-        raise TrackingError(f"MLflow at {shown(uri)} failed: {why(error, uri)}. The labels are kept; "
+        raise TrackingError(f"MLflow at {shown(uri)} failed: {why(error)}. The labels are kept; "
                             "run again when it answers.") from error
     except BaseException as error:
         mlflow.set_tag("flywheel.error", str(error)[:500])

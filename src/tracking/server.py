@@ -18,17 +18,22 @@ from mlflow.entities import Run, RunStatus, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 
-from src.config import without_passwords
+from src.address import HOW, is_clear, without_passwords
 from src.errors import TrackingError
 from src.labeling import owner
 
 LOCAL = "sqlite:///"
 HOST, PID, PROCESS = "flywheel.host", "flywheel.pid", "flywheel.process"  # tags of a run: who has it open
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for a name that leads nowhere
 PAGE = 1000  # runs that are asked for at a time
 
 
 def client_of(uri: str) -> mlflow.MlflowClient:
-    """A client; this process's runs go to the same address from now on."""
+    """A client; this process's runs go to the same address from now on. Raises TrackingError for an address that can
+    be read in several ways."""
+    if not is_clear(uri):
+        raise TrackingError(f"MLflow at {shown(uri)} cannot be used: {HOW}. Check tracking.uri, or "
+                            "MLFLOW_TRACKING_URI.")
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     mlflow.set_tracking_uri(uri)
@@ -71,7 +76,7 @@ def prepare(uri: str, experiment: str, artifacts: Path) -> str:
             bury_the_dead(client, [found.experiment_id])
             return str(found.experiment_id)
     except (MlflowException, sa.exc.SQLAlchemyError, ImportError, OSError) as error:
-        raise TrackingError(f"MLflow at {shown(uri)} cannot be used: {why(error, uri)}. Check "
+        raise TrackingError(f"MLflow at {shown(uri)} cannot be used: {why(error)}. Check "
                             "tracking.uri, or MLFLOW_TRACKING_URI.") from error
 
 
@@ -81,8 +86,25 @@ def reached(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise TrackingError(f"MLflow at {shown(uri)} failed: {why(error, uri)}. The labels are kept; "
+        raise TrackingError(f"MLflow at {shown(uri)} failed: {why(error)}. The labels are kept; "
                             "run again when it answers.") from error
+
+
+@contextmanager
+def reading(uri: str, missing: str) -> Iterator[mlflow.MlflowClient]:
+    """A client to look something up with. Raises TrackingError, with `missing` where that is not there."""
+    try:
+        yield client_of(uri)
+    except (MlflowException, sa.exc.SQLAlchemyError, ImportError, OSError) as error:
+        if getattr(error, "error_code", "") in NOT_THERE:
+            raise TrackingError(missing) from error
+        raise TrackingError(f"MLflow at {shown(uri)} could not be read: {why(error)}. Check tracking.uri, or "
+                            "MLFLOW_TRACKING_URI.") from error
+
+
+def no_run(uri: str, run_id: str, key: str = "run") -> str:
+    """What is said where there is no such run."""
+    return f"{key}={run_id!r} is not a run at {shown(uri)}: see the ids in the MLflow UI."
 
 
 def everywhere(client: mlflow.MlflowClient) -> dict[str, str]:
@@ -138,13 +160,7 @@ def shown(uri: str) -> str:
     return without_passwords(uri)
 
 
-def why(error: Exception, uri: str) -> str:
-    """The first line of what went wrong, without that password."""
-    told = [*str(error).splitlines(), type(error).__name__][0][:300]
-    try:
-        host = sa.make_url(uri).host or ""
-    except (sa.exc.ArgumentError, ValueError):
-        host = ""
-    # Of a password with an @ in it, the end is taken for the host's.
-    return without_passwords(told.replace(host, f"***@{host.rpartition('@')[2]}") if "@" in host else told)
+def why(error: Exception) -> str:
+    """The first line of what went wrong, without passwords."""
+    return without_passwords([*str(error).splitlines(), type(error).__name__][0][:300])
 

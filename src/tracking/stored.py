@@ -10,11 +10,10 @@ from typing import Any
 
 import mlflow
 import yaml
-from mlflow.exceptions import MlflowException
 
 from src.errors import TrackingError
 from src.tracking.runs import VALUES
-from src.tracking.server import client_of, everywhere, search, shown
+from src.tracking.server import client_of, everywhere, no_run, reading, search, shown
 
 FAILED = "flywheel.failed."  # tag of the sweep's run, by the number of a job that failed: why
 
@@ -33,19 +32,17 @@ class StoredRun:
 
 def find(uri: str, run_id: str, into: Path) -> StoredRun:
     """Fetch a training run's config and student into `into`. Raises TrackingError where there is no such run."""
-    try:
-        client = client_of(uri)
+    with reading(uri, no_run(uri, run_id)) as client:
         run = client.get_run(run_id)
         experiment = client.get_experiment(run.info.experiment_id)
-    except MlflowException as error:
-        raise TrackingError(f"run={run_id!r} is not a run at {shown(uri)}: see the ids in the MLflow UI.") from error
-    present = {file.path for file in client.list_artifacts(run_id)}
-    lacking = sorted({"config.yaml", "mobilenet.pt"} - present)
-    if lacking:
-        raise TrackingError(f"run={run_id!r} ({run.info.run_name}, {run.info.status}) holds no "
-                            f"{' and no '.join(lacking)}: it is not a finished training run. Name one of src.train's.")
-    for name in ("config.yaml", "mobilenet.pt", *sorted(present & {"calibration.json", "model.onnx"})):
-        client.download_artifacts(run_id, name, str(into))
+        present = {file.path for file in client.list_artifacts(run_id)}
+        lacking = sorted({"config.yaml", "mobilenet.pt"} - present)
+        if lacking:
+            raise TrackingError(f"run={run_id!r} ({run.info.run_name}, {run.info.status}) holds no "
+                                f"{' and no '.join(lacking)}: it is not a finished training run. Name one of "
+                                "src.train's.")
+        for name in ("config.yaml", "mobilenet.pt", *sorted(present & {"calibration.json", "model.onnx"})):
+            client.download_artifacts(run_id, name, str(into))
     try:
         config = yaml.safe_load((into / "config.yaml").read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -58,8 +55,9 @@ def run_of(uri: str, name: str) -> tuple[str, str]:
     """The training run that a name means, and what the model is called: a run's id, `latest`, or a registered model as
     `name` (its newest version), `name/version` or `name@alias`, with or without `models:/` before it. Raises
     TrackingError."""
-    client = client_of(uri)
-    try:
+    missing = (f"run={name!r} is neither a run's id nor a registered model at {shown(uri)}: see the MLflow UI, or give "
+               "run=latest.")
+    with reading(uri, missing) as client:
         if name == "latest":
             found = search(client, "tags.`flywheel.stage` = 'train' and attributes.status = 'FINISHED'", limit=1)
             if not found:
@@ -70,7 +68,7 @@ def run_of(uri: str, name: str) -> tuple[str, str]:
             return name, f"run:{name}"
         parts = re.fullmatch(r"([^@/']+)(?:([@/])(.+))?", name.removeprefix("models:/"))
         if not parts:
-            raise MlflowException("not a name")
+            raise TrackingError(missing)
         registered, sign, which = parts.groups()
         if sign == "@":
             version = client.get_model_version_by_alias(registered, which)
@@ -79,15 +77,12 @@ def run_of(uri: str, name: str) -> tuple[str, str]:
         else:
             versions = client.search_model_versions(f"name = '{registered}'")
             if not versions:
-                raise MlflowException("no version")
+                raise TrackingError(missing)
             version = max(versions, key=lambda found: int(found.version))
         if not version.run_id:
             raise TrackingError(f"run={name!r}: version {version.version} of it was not registered from a run. "
                                 "Register the model of a training run.")
         return version.run_id, f"models:/{registered}/{version.version}"
-    except MlflowException as error:
-        raise TrackingError(f"run={name!r} is neither a run's id nor a registered model at {shown(uri)}: see the "
-                            "MLflow UI, or give run=latest.") from error
 
 
 @dataclass(frozen=True)
@@ -121,20 +116,17 @@ class StoredSweep:
 def find_sweep(uri: str, run_id: str, files: Sequence[str]) -> StoredSweep:
     """Fetch what the runs of a sweep hold of these text artifacts. Raises TrackingError where there is no such run, or
     it has no children."""
-    try:
-        client = client_of(uri)
+    with reading(uri, no_run(uri, run_id, "sweep")) as client:
         parent = client.get_run(run_id)
         experiments = everywhere(client)
         found = search(client, f"tags.mlflow.parentRunId = '{run_id}'", oldest_first=True)
-    except MlflowException as error:
-        raise TrackingError(f"sweep={run_id!r} is not a run at {shown(uri)}: see the ids in the MLflow UI.") from error
+        children = [Child(run.info.run_id, run.info.run_name, run.info.status, dict(run.data.tags),
+                          dict(run.data.metrics), _texts(client, run.info.run_id, files)) for run in found]
     if not found:
         raise TrackingError(f"sweep={run_id!r} ({parent.info.run_name}) has no runs below it: name the parent run of a "
                             "multirun, as the MLflow UI shows it.")
     tags = parent.data.tags
     numbers = sorted(int(tag.removeprefix(FAILED)) for tag in tags if tag.startswith(FAILED))
-    children = [Child(run.info.run_id, run.info.run_name, run.info.status, dict(run.data.tags), dict(run.data.metrics),
-                      _texts(client, run.info.run_id, files)) for run in found]
     return StoredSweep(run_id, parent.info.run_name, experiments[parent.info.experiment_id],
                        [tags[f"{FAILED}{number}"] for number in numbers], children)
 
@@ -148,16 +140,15 @@ def _texts(client: mlflow.MlflowClient, run_id: str, files: Sequence[str]) -> di
 
 def certificates(uri: str, run_id: str, into: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Certificate and calibration of each certification of a training run, newest first."""
-    client = client_of(uri)
-    found = search(client, f"tags.`flywheel.certifies` = '{run_id}' and attributes.status = 'FINISHED'")
     made = []
-    for run in found:
-        folder = into / "certificates" / run.info.run_id
-        folder.mkdir(parents=True, exist_ok=True)
-        names = ("certificate.json", "calibration.json")
-        paths = [client.download_artifacts(run.info.run_id, name, str(folder)) for name in names]
-        certificate, calibration = (json.loads(Path(path).read_text(encoding="utf-8")) for path in paths)
-        made.append((certificate, calibration))
+    with reading(uri, no_run(uri, run_id)) as client:
+        for run in search(client, f"tags.`flywheel.certifies` = '{run_id}' and attributes.status = 'FINISHED'"):
+            folder = into / "certificates" / run.info.run_id
+            folder.mkdir(parents=True, exist_ok=True)
+            names = ("certificate.json", "calibration.json")
+            paths = [client.download_artifacts(run.info.run_id, name, str(folder)) for name in names]
+            certificate, calibration = (json.loads(Path(path).read_text(encoding="utf-8")) for path in paths)
+            made.append((certificate, calibration))
     return made
 
 

@@ -18,7 +18,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 
-from src.config import without_passwords
+from src.address import without_passwords
 from src.console import say, table, warn
 from src.errors import ConfigError, FlywheelError, TrackingError
 from src.metrics import Interval
