@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 LABEL_STUDIO := .venv/label-studio
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 
-.PHONY: help install label-studio demo serve test test-all lint ui clean
+.PHONY: help install label-studio demo serve test test-slow test-all lint ui clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,10 +35,12 @@ serve: $(INSTALLED) ## the cascade over HTTP, on the newest run's student (or th
 	$(BIN)/python -m src.serve run=latest sample_traffic=2 cascade.threshold=0.9 cascade.teacher_confidence=0.95 $(KEYS)
 
 test: $(INSTALLED) ## the everyday tests: no network, key, GPU or other data needed
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not shared"
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not slow and not shared"
 
-test-all: $(INSTALLED) lint ## every test, the slow ones and those on real data included, lint and types
-	$(BIN)/python -m pytest -q
+test-slow: $(INSTALLED) ## the other tests: of whole commands, of real servers, and on real data
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "slow or shared"
+
+test-all: lint test test-slow ## every test, lint and types
 
 lint: $(INSTALLED) ## style and types
 	$(BIN)/python -m ruff check src tests

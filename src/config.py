@@ -9,13 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.address import without_passwords
 from src.calibration.spec import CalibrationSpec
 from src.cascade.spec import CascadeSpec
 from src.cost_model import Inputs
@@ -441,12 +439,6 @@ def _check_runtime(runtime: str, dtype: str | None, margin: float) -> None:
         raise ConfigError("dtype", dtype, f"one of {', '.join(DTYPES)}, or null")
     if not 0 <= margin < 1:
         raise ConfigError("margin", margin, "a share of the accuracy in [0, 1)")
-
-
-def recorded(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config as it may be written down. Keys stand in the environment alone; the password of a database's
-    address is struck out."""
-    return dict(yaml.safe_load(without_passwords(OmegaConf.to_yaml(cfg, resolve=True))))
 
 
 def output_folder() -> Path:

@@ -21,7 +21,7 @@ import yaml
 from omegaconf import DictConfig
 from PIL import Image
 
-from src.config import Job, output_folder, recorded
+from src.config import Job, output_folder
 from src.console import say, table, warn
 from src.data.images import load
 from src.data.splits import Splits
@@ -33,6 +33,7 @@ from src.task import TaskSpec
 from src.tracking import Run, certificates, open_run
 from src.tracking.kept import Kept, about, keep, kept
 from src.tracking.server import reached
+from src.written import recorded
 
 TABLES = "tables"
 

@@ -1,16 +1,13 @@
 """A training run of earlier, ready to be judged, certified or measured: its config, its files and its items."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from src.config import CONF, Job, read
+from src.config import Job
 from src.data.dataset import Dataset, open_dataset, own_hash
 from src.errors import DataError
 from src.student.checkpoint import Trained, load
@@ -19,6 +16,7 @@ from src.student.images import decode
 from src.student.protocol import Student
 from src.task import Item
 from src.tracking import StoredRun, find, run_of
+from src.written import job_of
 
 CALIBRATION_IMAGES = 300  # of training, from which int8 takes its ranges
 
@@ -55,21 +53,6 @@ def reopen(uri: str, run: str, *, home: Path, out: Path) -> Past:
     dataset = open_dataset(job.task, job.data, home=home, download=job.rehearsal.mode != "always",
                            stand_in=job.rehearsal.mode != "never")
     return Past(stored, job, dataset)
-
-
-def job_of(config: Mapping[str, Any], run: str) -> Job:
-    """The typed config of a run of earlier. Raises DataError for one that this version cannot read."""
-    # Runs of before a group of keys was added have none of it: what stands in conf/ holds for them.
-    later = OmegaConf.create({"calibration": OmegaConf.load(Path(CONF, "calibration", "default.yaml")),
-                              "student": {"export": False}})
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Job), later, config)
-    except OmegaConfBaseException as error:
-        raise DataError(f"config.yaml of run={run!r} cannot be read by this version of Flywheel "
-                        f"({str(error).splitlines()[0]}): use the version that made it, or train again.") from error
-    assert isinstance(merged, DictConfig)
-    job: Job = read(merged, Job)
-    return job
 
 
 def check_same_task(student: Trained, past: Past) -> None:

@@ -17,10 +17,10 @@ from src.console import entry_point, say, warn
 from src.data.dataset import open_dataset
 from src.errors import FlywheelError
 from src.record import TABLES, images_of, report_again
-from src.reopen import job_of
 from src.reporting.findings import CONFIG, FILES
 from src.tracking import run_of
 from src.tracking.kept import kept
+from src.written import job_of
 
 
 @hydra.main(config_path=CONF, config_name="report", version_base="1.3")

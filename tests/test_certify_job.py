@@ -18,7 +18,7 @@ from src import certify
 from src.calibration.calibrators import from_dict, to_logits
 from src.calibration.certificate import lower_bound
 from src.calibration.ledger import read_ledger
-from src.config import Job, read, recorded
+from src.config import Job, read
 from src.data.dataset import Dataset, open_dataset
 from src.store import Store
 from src.student.checkpoint import Trained, load
@@ -26,6 +26,7 @@ from src.student.distil import distil
 from src.student.images import decode
 from src.task import Annotation, Item, Label
 from src.tracking import open_run
+from src.written import recorded
 
 # The smallest network that timm has; it learns digits in seconds.
 SMALL = ("+experiment=digits", "rehearsal=always", "data.gold_size=300", "data.test_size=800",

@@ -10,10 +10,11 @@ from conftest import composed
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from src.config import Benchmark, Cost, Decisions, Evaluation, Job, Review, Serve, read, recorded
+from src.config import Benchmark, Cost, Decisions, Evaluation, Job, Review, Serve, read
 from src.errors import ConfigError
 from src.labeling.prompt import render
 from src.student.augment import Augment
+from src.written import recorded
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("task", "data", "teacher", "labeler", "quality", "student", "trainer", "calibration",

@@ -19,7 +19,8 @@ from src.errors import DataError
 from src.student.distil import student
 from src.student.fit import Fitted, fit
 from src.student.folds import deal_folds, out_of_fold
-from src.student.images import LabelledImages, decode
+from src.student.images import decode
+from src.student.labelled import LabelledImages
 from src.student.network import build
 from src.task import Item, Label
 

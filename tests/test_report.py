@@ -26,7 +26,6 @@ from PIL import Image
 from src import certify, cost, evaluate, label, report, train
 from src.calibration.calibrate import calibrate
 from src.calibration.gold_needed import highest_target, needed_gold
-from src.config import recorded
 from src.data.splits import Splits
 from src.errors import DataError
 from src.metrics import proportion, score
@@ -36,6 +35,7 @@ from src.reporting.plot import Plot, dollars, percents
 from src.reporting.report import MISTAKES, page
 from src.reporting.wording import breakable, plain_name
 from src.task import Item
+from src.written import recorded
 
 HOSTILE = ['<script>alert(1)</script>', 'a"onerror="alert(1)', "</style><img_src=x>", "plain_name"]
 WHEN = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)

@@ -25,7 +25,7 @@ from src.student.checkpoint import Trained, load
 from src.student.curves import Curves
 from src.student.distil import check
 from src.student.fit import fit, settle
-from src.student.images import Batches, LabelledImages, Shuffled
+from src.student.labelled import Batches, LabelledImages, Shuffled
 from src.student.module import ImageStudent, agreement
 from src.student.network import build
 from src.student.spec import AugmentSpec, StudentSpec

@@ -179,6 +179,7 @@ def test_a_page_shows_names_as_they_are() -> None:
                           student="net *1*", links={"up": "#/1"}, figures=[("accuracy", "0.8 [0.7, 0.9], n=10")])
     assert "a\\|b" in text and "g/\\[x\\]" in text and "net \\*1\\*" in text
     assert "| accuracy | 0.8 \\[0.7, 0.9\\], n=10 |" in text
+    assert text.endswith("the student that was kept.")
     first, _, links, *_ = text.splitlines()  # the UI shows no more
     assert first == "**REHEARSAL**. **Accuracy 0.8 \\[0.7, 0.9\\], n=10**." and links.startswith("[up](#/1)")
     model = notes.model(note="", headline="Accuracy 0.8", task="t", student="net", classes=["a*", "b"], run="12")

@@ -25,7 +25,7 @@ from src.console import say, table
 from src.student.curves import Curves, Log
 from src.student.device import resolve
 from src.student.fit import fit
-from src.student.images import LabelledImages
+from src.student.labelled import LabelledImages
 from src.student.spec import StudentSpec, TrainerSpec
 from src.task import Item, Label
 from src.tracking import Run, open_run

@@ -31,7 +31,7 @@ from src.console import say, table
 from src.student.augment import Augment
 from src.student.device import memory_format, resolve
 from src.student.fit import quiet
-from src.student.images import Batches, Shuffled
+from src.student.labelled import Batches, Shuffled
 from src.student.module import ImageStudent
 from src.student.spec import StudentSpec
 from src.tracking import latest

@@ -17,6 +17,8 @@ def training(*, note: str, headline: str, task: str, teacher: str, student: str,
               f"Task {_cell(task)}, labelled by {_cell(teacher)}, learned by {_cell(student)}.", "",
               "| what | figure |", "|---|---|"]
     lines += [f"| {_cell(name)} | {_cell(found)} |" for name, found in figures]
+    lines += ["", "Curves go by epoch; the last point of val/loss and of val/teacher_agreement is the student that was "
+                  "kept."]
     return "\n".join(lines)
 
 

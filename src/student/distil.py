@@ -16,7 +16,7 @@ from src.student.checkpoint import Trained
 from src.student.curves import Curves, Log
 from src.student.device import resolve
 from src.student.fit import Fitted, fit
-from src.student.images import LabelledImages
+from src.student.labelled import LabelledImages
 from src.student.network import build
 from src.student.network import check as check_network
 from src.student.spec import StudentSpec, TrainerSpec

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import update_bn
 from src.console import progress, say
 from src.errors import ConfigError
 from src.student.device import memory_format, resolve
-from src.student.images import LabelledImages
+from src.student.labelled import LabelledImages
 from src.student.module import ImageStudent, agreement
 from src.student.spec import StudentSpec, TrainerSpec
 

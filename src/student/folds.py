@@ -23,7 +23,8 @@ from src.data.splits import _clusters as clusters
 from src.errors import DataError
 from src.student.distil import student
 from src.student.fit import fit
-from src.student.images import MIN_TRAIN, LabelledImages, accepted, decode
+from src.student.images import decode
+from src.student.labelled import MIN_TRAIN, LabelledImages, accepted
 from src.student.network import build
 from src.student.spec import StudentSpec, TrainerSpec
 from src.task import Item, Label, TaskSpec

@@ -67,7 +67,8 @@ def state(metric: str, condition: str, axes: Sequence[str]) -> dict[str, Any]:
         *(_chart("IMAGE", name, "flywheel-pictures", imageKeys=[name], step=0, showRunParams=False, displayName=name)
           for name in PICTURES),
     ]
-    sections = [_section("flywheel-headline", "Headline"), _section("flywheel-curves", "Curves"),
+    sections = [_section("flywheel-headline", "Headline"),
+                _section("flywheel-curves", "Curves by epoch; validation's last point is the student that was kept"),
                 _section("flywheel-pictures", "Pictures"),
                 *(_section(f"flywheel-{name}", name, shown=False) for name in (*_FOLDED, "Model metrics"))]
     columns = [*(f"tags.`{name}`" for name in TAGS), *(f"params.`{name}`" for name in axes),
