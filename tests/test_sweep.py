@@ -15,6 +15,8 @@ from typing import Any
 import cloudpickle
 import mlflow
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from jobs import call, runs
 from mlflow.entities import Run
@@ -40,6 +42,7 @@ from src.tracking import (
     prepare,
 )
 from src.tracking.server import PROCESS, this_process
+from src.tracking.sweeps import JOBS
 
 ROOT = Path(__file__).parents[1]
 RATES = [*(f"{n / 1000}" for n in range(1, 24)), "1e+30"]  # the last one comes apart in training
@@ -139,6 +142,38 @@ def test_a_sweeps_run_sums_its_jobs_up(swept: tuple[str, str], by: str, best: in
     assert [row["status"] for row in rows] == ["FINISHED", "FINISHED", "FAILED", "FAILED"]
     assert rows[1]["validation agreement"] == pytest.approx(0.7) and rows[1]["validation agreement, n"] == 50
     assert client.list_artifacts(parent, "figures")[0].path == "figures/sweep.png"
+
+
+def test_jobs_that_left_no_run_are_missed(swept: tuple[str, str]) -> None:
+    """As when a worker is killed: the others of a sweep are never begun."""
+    uri, parent = swept
+    client = mlflow.MlflowClient(uri)
+    client.set_tag(parent, JOBS, "9")
+    close_parent(uri, parent, "validation")
+    run = client.get_run(parent)
+    assert run.info.status == "FAILED"
+    assert [run.data.metrics[f"sweep/{name}"] for name in ("jobs", "finished", "failed")] == [9, 2, 7]
+    page = run.data.tags["mlflow.note.content"]
+    assert "2 of 9 jobs finished, 7 did not. 5 of them left no run: the sweep was stopped before, or a worker" in page
+
+
+@pytest.mark.parametrize(("overrides", "params", "jobs"), [
+    (["a=1,2,3", "seed=range(0,2)", "b=x"], {}, 6), (["b=x"], {}, 1), (["a=1,2"], {"a": "1,2,3", "c": "1,2"}, 4),
+    (["a=[1,2],[3]", "student/augment=none,wide"], None, 4), (["student/augment=glob(*)"], {}, None),
+])
+def test_how_many_jobs_there_are_to_be_is_known_before(overrides: list[str], params: dict[str, str] | None,
+                                                       jobs: int | None, home: Path) -> None:
+    callback, config = ParentRun(), given(home, *overrides)
+    sweeper = {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "params": params}
+    config.hydra.sweeper = sweeper
+    callback.on_multirun_start(config)
+    tags = mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db").get_run(os.environ[PARENT]).data.tags
+    callback.on_multirun_end(config)
+    assert tags.get(JOBS) == (str(jobs) if jobs else None)
+    if jobs:  # as Hydra counts them
+        given_all = [*(f"{key}={value}" for key, value in (params or {}).items()), *overrides]
+        batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given_all), None)
+        assert sum(map(len, batches)) == jobs
 
 
 def test_only_one_job_is_the_best_when_the_sweep_goes_on(swept: tuple[str, str], home: Path) -> None:

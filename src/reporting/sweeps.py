@@ -100,12 +100,15 @@ def rows(children: Sequence[Child], chosen: Child | None) -> list[tuple[str, ...
              f"{child.seconds:.0f}", "best" if child is chosen else child.became) for child in children]
 
 
-def statement(children: Sequence[Child], chosen: Child | None, by: str) -> str:
-    """What came of the sweep, in a sentence or two."""
+def statement(children: Sequence[Child], chosen: Child | None, by: str, lost: int = 0) -> str:
+    """What came of the sweep, in a sentence or two; `lost` jobs left no run."""
     counted = [child for child in children if not child.repeated]
-    failed = sum(child.status != "FINISHED" for child in counted)
-    text = f"{len(counted) - failed} of {len(counted)} jobs finished"
+    failed = lost + sum(child.status != "FINISHED" for child in counted)
+    text = f"{len(counted) + lost - failed} of {len(counted) + lost} jobs finished"
     text += f", {failed} did not. " if failed else ". "
+    if lost:
+        text += f"{lost} of them left no run: the sweep was stopped before, or a worker killed, as one is that takes " \
+                "more memory than there is. What was labelled is kept: sweep the values again that are missing. "
     if again := len(children) - len(counted):
         text += f"{again} more died on the way and {'was' if again == 1 else 'were'} tried again. "
     if not chosen:
@@ -113,12 +116,12 @@ def statement(children: Sequence[Child], chosen: Child | None, by: str) -> str:
     return text + f"Best by {by}: {chosen.told} ({score(chosen, by)}), beside it on test {_short(chosen.test)}."
 
 
-def page(children: Sequence[Child], chosen: Child | None, by: str, note: str) -> str:
-    """Markdown: what came of it, and a table that links the jobs, best first."""
+def page(children: Sequence[Child], chosen: Child | None, by: str, note: str, lost: int = 0) -> str:
+    """Markdown: what came of it, and a table that links the jobs, best first; `lost` jobs left no run."""
     metric = children[0].metric if children else "accuracy"
     lines = [f"**{note}**\n"] if note else []
-    lines += [statement(children, chosen, by), "", f"| job | validation agreement | gold {metric} | test {metric} | "
-              "cost | seconds | |", "|---|---|---|---|---|---|---|"]
+    lines += [statement(children, chosen, by, lost), "", f"| job | validation agreement | gold {metric} | test "
+              f"{metric} | cost | seconds | |", "|---|---|---|---|---|---|---|"]
     for child in _ranked(children, by)[:LISTED]:
         mark = "**best**" if child is chosen else "" if child.status == "FINISHED" else child.became
         title = f"[{_cell(child.told)}]({child.link})" if child.link else _cell(child.told)

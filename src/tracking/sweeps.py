@@ -3,6 +3,7 @@
 import atexit
 import json
 import logging
+import math
 import os
 import pickle
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import mlflow
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from mlflow.entities import Run
@@ -38,6 +40,7 @@ from src.tracking.stored import FAILED
 
 BEST = "flywheel.best"  # tag of a job's run: the sweep that it is the best of, and of the sweep's: the job
 REPEATED = "flywheel.repeated"  # tag of a job's run: it was given up, and another job has its values
+JOBS = "flywheel.jobs"  # tag of the sweep's run: how many it is to have, where that is known
 LOST = "flywheel.lost."  # tag of the sweep's run, by the number of a job that failed: its swept values, as JSON
 
 
@@ -60,14 +63,15 @@ class ParentRun(Callback):
             if config.labeler.dry_run:
                 return
             tracking = config.tracking
-            given = OverridesParser.create().parse_overrides([str(each) for each in config.hydra.overrides.task])
+            given = _parsed(config.hydra.overrides.task)
             self.same = {_key(each.get_key_element()) for each in given if not each.is_sweep_override()}
             swept = [without_passwords(str(each.input_line)) for each in given
                      if each.is_sweep_override() or each.get_key_element() == "+ablation"]
             self.open = open_parent(tracking.uri, tracking.experiment, Path(tracking.artifacts),
                                     name=f"sweep {' '.join(swept)}".strip(),
                                     overrides=[without_passwords(str(each.input_line)) for each in given],
-                                    tags={"task": str(config.task.name)} if "task" in config else {})
+                                    tags={"task": str(config.task.name)} if "task" in config else {},
+                                    jobs=_jobs(config))
         except FlywheelError as error:
             # Hydra would make a warning of it, and train everything without a sweep's run.
             sys.stderr.write(f"{error}\n")
@@ -110,11 +114,34 @@ class ParentRun(Callback):
             warn(f"The sweep's run {parent} could not be closed. {error}")
 
 
+def _parsed(overrides: Sequence[Any]) -> list[Override]:
+    return list(OverridesParser.create().parse_overrides([str(each) for each in overrides]))
+
+
+def _jobs(config: DictConfig) -> int:
+    """How many jobs Hydra's own sweeper makes of the config's and the command line's values; 0 where that is not known
+    before it does."""
+    sweeper = OmegaConf.select(config, "hydra.sweeper")
+    if not sweeper or not str(sweeper.get("_target_")).endswith(".BasicSweeper"):
+        return 0
+    values = {}
+    for each in _parsed([*(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()),
+                         *config.hydra.overrides.task]):
+        if each.is_sweep_override() and (not each.is_discrete_sweep()
+                                         or each.value_type == ValueType.GLOB_CHOICE_SWEEP):
+            return 0
+        # Of a key that is given twice, the last counts.
+        values[each.get_key_element()] = len(list(each.sweep_string_iterator())) if each.is_sweep_override() else 1
+    return math.prod(values.values())
+
+
 def open_parent(uri: str, experiment: str, artifacts: Path, *, name: str, overrides: Sequence[str],
-                tags: Mapping[str, str]) -> str:
-    """Open a run for jobs to stand below, and return its id. Raises TrackingError."""
+                tags: Mapping[str, str], jobs: int = 0) -> str:
+    """Open a run for jobs to stand below, and return its id. `jobs` is how many there are to be, where that is known.
+    Raises TrackingError."""
     experiment_id = prepare(uri, experiment, artifacts)
     own = {"flywheel.stage": "sweep", "flywheel.overrides": " ".join(overrides)[:5000], **this_process()}
+    own |= {JOBS: str(jobs)} if jobs else {}
     run = mlflow.MlflowClient().create_run(experiment_id, run_name=name[:MAX_NAME], tags={**own, **tags})
     return str(run.info.run_id)
 
@@ -163,7 +190,9 @@ def close_parent(uri: str, parent: str, by: str) -> list[sweeps.Child]:
     found = search(client, f"tags.mlflow.parentRunId = '{parent}'", oldest_first=True)
     children = _children(run, found)
     chosen = sweeps.best(children, by)
-    states = [child.status for child in children if not child.repeated]
+    # Those that a sweep which was stopped, or lost a worker, never came to.
+    lost = max(0, int(run.data.tags.get(JOBS, 0)) - len(children)) if children else 0
+    states = [child.status for child in children if not child.repeated] + ["LOST"] * lost
     figures = {"sweep/jobs": len(states), "sweep/finished": states.count("FINISHED"),
                "sweep/failed": len(states) - states.count("FINISHED"),
                "label/requests": sum(child.requests for child in children),
@@ -173,7 +202,7 @@ def close_parent(uri: str, parent: str, by: str) -> list[sweeps.Child]:
         client.log_metric(parent, name, figure)
     status = "FINISHED" if set(states) == {"FINISHED"} else "FAILED"
     try:
-        _summarise(client, run, children, chosen, by, found)
+        _summarise(client, run, children, chosen, by, found, lost)
     except Exception as error:  # at the process's end, where a traceback would hide what failed before it
         logging.getLogger(__name__).debug("summary", exc_info=True)
         warn(f"The sweep's summary could not be written: {type(error).__name__}: {error}")
@@ -203,7 +232,7 @@ def _make_portable(job_return: JobReturn) -> None:
 
 
 def _summarise(client: mlflow.MlflowClient, run: Run, children: Sequence[sweeps.Child], chosen: sweeps.Child | None,
-               by: str, found: Sequence[Run]) -> None:
+               by: str, found: Sequence[Run], lost: int) -> None:
     parent = run.info.run_id
     note = next((said for child in found if (said := child.data.tags.get("rehearsal", "no")) != "no"), "")
     for child in found:  # the search goes on: what was the best may not be any more
@@ -217,7 +246,7 @@ def _summarise(client: mlflow.MlflowClient, run: Run, children: Sequence[sweeps.
             if interval:
                 client.log_metric(parent, name, interval.value)
     client.set_tag(parent, "rehearsal", note or "no")
-    client.set_tag(parent, NOTE, sweeps.page(children, chosen, by, note)[:MAX_NOTE])
+    client.set_tag(parent, NOTE, sweeps.page(children, chosen, by, note, lost)[:MAX_NOTE])
     if not children:
         return
     client.log_table(parent, sweeps.frame(children, chosen), "tables/sweep.json")
@@ -231,7 +260,7 @@ def _summarise(client: mlflow.MlflowClient, run: Run, children: Sequence[sweeps.
             warn(f"{child.told} failed: {child.failed}")
     if differ := _other_validation(found):
         warn(differ)
-    say(sweeps.statement(children, chosen, by))
+    say(sweeps.statement(children, chosen, by, lost))
     say(f"The sweep: MLflow run {parent}")
 
 
