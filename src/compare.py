@@ -25,7 +25,7 @@ import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from src.address import without_passwords
+from src.address import keys_to_find
 from src.config import CONF, Comparison, TrackingSpec, read
 from src.console import entry_point, say, table, warn
 from src.errors import ConfigError, DataError, FlywheelError
@@ -75,7 +75,7 @@ class CompareSweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         # Hydra does not call `on_multirun_end` where a job failed.
-        atexit.register(self.tell, str(config.tracking.uri), _where(config))
+        atexit.register(self.tell, str(config.tracking.uri), keys_to_find(str(config.home), str(config.tracking.uri)))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         # The jobs are over: what is opened now is a run of its own, as it is when somebody compares later.
@@ -89,7 +89,7 @@ class CompareSweep(Callback):
             # Hydra would make a warning of it, and the command would seem to have worked.
             sys.stderr.write(f"{error}\n")
             raise SystemExit(1) from error
-        say(f"Compare again: {self.command(sweep, _where(config))}")
+        say(f"Compare again: {self.command(sweep, keys_to_find(str(config.home), tracking.uri))}")
 
     def tell(self, uri: str, where: str) -> None:
         sweep = os.environ.get(PARENT)
@@ -106,13 +106,6 @@ class CompareSweep(Callback):
         metrics = f" metrics=[{','.join(self.metrics)}]" if self.metrics else ""
         return (f".venv/bin/python -m src.compare sweep={sweep} key={self.key} baseline={spelt(self.baseline)}"
                 f"{parts}{metrics}{where}")
-
-
-def _where(config: DictConfig) -> str:
-    """What a command line must say to find this sweep's runs. A password stands in the environment alone."""
-    given = [str(each) for each in config.hydra.overrides.task if str(each).startswith("tracking.uri=")]
-    home = [] if config.home == "mlruns" else [f"home={config.home}"]
-    return "".join(f" {each}" for each in (*home, *given) if without_passwords(each) == each)
 
 
 def compare(sweep: str, key: str, baseline: Any, parts: Sequence[str], metrics: Sequence[str],
@@ -216,7 +209,10 @@ def complete(trainings: Sequence[Training], key: str, baseline: str, sweep: str)
     have = {(training.value, training.seed): training for training in trainings if training.answers is not None}
     missing = {value: [seed for seed in seeds if (value, seed) not in have] for value in values}
     told = "; ".join(f"{value}: seed {', '.join(map(str, lost))}" for value, lost in missing.items() if lost)
-    way_out = f"train these below the same sweep: FLYWHEEL_PARENT_RUN={sweep} python -m src.train … {key}=… seed=…"
+    # What a folder's run was given is known of a sweep's jobs alone.
+    way_out = f"sweep again: python -m src.train -m … {key}={','.join(values)} seed={','.join(map(str, seeds))}" \
+        if "/" in key else \
+        f"train these below the same sweep: FLYWHEEL_PARENT_RUN={sweep} python -m src.train … {key}=… seed=…"
     full = [value for value in values if not missing[value]]
     if missing[baseline]:
         raise DataError(f"The baseline {key}={baseline} was not trained with every seed. Missing, {told}; {way_out}")

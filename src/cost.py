@@ -18,6 +18,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from src.address import keys_to_find
 from src.config import CONF, Cost, output_folder, read
 from src.console import entry_point, say, table, warn
 from src.cost_model import Economics, Inputs, claims, curve, draw, economics, sensitivity
@@ -50,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     past = None
     if asked.run is not None:
         past = find_judged(asked.tracking.uri, run_of(asked.tracking.uri, asked.run)[0], (CONFIG, COMPARED))
-        inputs, sources = as_measured(inputs, sources, measured(past))
+        inputs, sources = as_measured(inputs, sources, measured(past, keys_to_find(asked.home, asked.tracking.uri)))
     found = economics(inputs, draws=asked.draws, seed=asked.seed)
     show(inputs, sources, found, past, asked)
 
@@ -72,24 +73,27 @@ def as_given(asked: Cost) -> tuple[Inputs, dict[str, str]]:
 def as_measured(inputs: Inputs, sources: Mapping[str, str],
                 found: Mapping[str, Measured]) -> tuple[Inputs, dict[str, str]]:
     """With what was measured in the place of what nobody gave. Tokens or prices that are given price the LLM, even
-    where a run paid another price."""
+    where a run paid another price; and where another share is escalated, how right the cascade is was not measured."""
     given = {key for key, source in sources.items() if source == GIVEN}
     priced = {"tokens_in", "tokens_out", "llm_input_usd", "llm_output_usd"} & given
     cheap = {"tokens_in", "tokens_out", "cheap_input_usd", "cheap_output_usd"} & given
+    escalated = {"escalation_rate"} & given
     taken = {key: one for key, one in found.items() if key not in given
-             and not (key == "llm_usd_per_item" and priced) and not (key == "cheap_usd_per_item" and cheap)}
+             and not (key == "llm_usd_per_item" and priced) and not (key == "cheap_usd_per_item" and cheap)
+             and not (key == "cascade_accuracy" and escalated)}
     values: dict[str, Any] = {key: one.value for key, one in taken.items()}
     values |= {n: taken[share].n for share, n in COUNTED.items() if share in taken and n not in given}
     return replace(inputs, **values), {**sources, **{key: one.source for key, one in taken.items()}}
 
 
-def measured(past: Past) -> dict[str, Measured]:
-    """By key, what the run, its annotations and its newest evaluation with a cascade found."""
+def measured(past: Past, where: str = "") -> dict[str, Measured]:
+    """By key, what the run, its annotations and its newest evaluation with a cascade found. `where` are the keys by
+    which a command finds the run."""
     found = of_training(past.trained) | of_annotations(past.trained)
     judged = next((one for one in past.evaluations if "cascade/escalation_rate" in one.metrics), None)
     if judged is None:
         warn(f"No evaluation of this run has replayed a cascade, so that escalation rate and accuracies are assumed or "
-             f"the student's alone: python -m src.evaluate run={past.trained.id}")
+             f"the student's alone: .venv/bin/python -m src.evaluate run={past.trained.id}{where}")
         return found
     return found | of_evaluation(judged)
 
@@ -230,7 +234,8 @@ def show(inputs: Inputs, sources: dict[str, str], found: Economics, past: Past |
         for title, picture in pictures.items():
             run.figure(picture, title)
         run.file(document)
-    say(f"Tables and pictures: MLflow run {run.id}; into the report: python -m src.report run={past.trained.id}")
+    say(f"Tables and pictures: MLflow run {run.id}; into the report: .venv/bin/python -m src.report "
+        f"run={past.trained.id}{keys_to_find(asked.home, asked.tracking.uri)}")
 
 
 def _is_published(sources: Mapping[str, str]) -> bool:

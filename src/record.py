@@ -21,6 +21,7 @@ import yaml
 from omegaconf import DictConfig
 from PIL import Image
 
+from src.address import keys_to_find
 from src.config import Job, output_folder
 from src.console import say, table, warn
 from src.data.images import load
@@ -318,9 +319,9 @@ def show_where(run: Run, job: Job) -> None:
         say(f"Look at it, beside other runs: {scheme}://{rest.rsplit('@', 1)[-1].rstrip('/')}/{beside}")
     else:
         say(f"Look at it: {job.tracking.uri.rsplit('@', 1)[-1]}")
-    home = "" if job.home == "mlruns" else f" home={job.home}"
-    say(f"Figures and pictures again: .venv/bin/python -m src.evaluate run={run.id}{home}")
-    say(f"Promise how right its answers are: .venv/bin/python -m src.certify run={run.id}{home}")
+    where = keys_to_find(job.home, job.tracking.uri)
+    say(f"Figures and pictures again: .venv/bin/python -m src.evaluate run={run.id}{where}")
+    say(f"Promise how right its answers are: .venv/bin/python -m src.certify run={run.id}{where}")
 
 
 def _write_report(found: "Findings", folder: Path) -> Path:

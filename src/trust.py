@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from src.address import keys_to_find
 from src.calibration.calibrate import calibrate_if_gold_allows
 from src.calibration.calibrators import Calibrator, from_dict, to_logits
 from src.calibration.certificate import usual_threshold
@@ -60,8 +61,9 @@ def trusted(past: Past, student: Student, gold: Floats, truth: NDArray[np.int64]
     else:
         target = wanted or spec.target_precision
         calibrator = calibrate_if_gold_allows(spec.method, gold, truth, target).calibrator
+        run = f"run={past.stored.id}{keys_to_find(past.job.home, uri)}"
         statement = (f"Nothing is certified at {target:g} for this student in {student.dtype} on {student.runtime}, so "
-                     f"the LLM gets everything: python -m src.certify run={past.stored.id} runtime={student.runtime} "
+                     f"the LLM gets everything: .venv/bin/python -m src.certify {run} runtime={student.runtime} "
                      f"dtype={student.dtype} calibration.target_precision={target:g}, where its gold allows.")
     probabilities = calibrator(to_logits(gold))
     usual = usual_threshold(probabilities.max(axis=1), probabilities.argmax(axis=1) == truth, target)

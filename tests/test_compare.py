@@ -160,6 +160,10 @@ def test_a_folder_of_conf_may_be_the_key(capsys: pytest.CaptureFixture[str]) -> 
     rows = rows_of(children, "student/augment", "wide")
     assert [(row.value, row.worse) for row in rows.values()] == [("none", True), ("wide", False)]
     assert not capsys.readouterr().out
+    # A training below the sweep would not know which choice it is of.
+    with pytest.raises(DataError, match="Missing, none: seed 2; sweep again: python -m src.train -m … "
+                                        "student/augment=none,wide seed=0,1,2"):
+        rows_of([one for one in children if one is not children[len(SEEDS) - 1]], "student/augment", "wide")
 
 
 def test_items_that_not_all_hold_alike_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,8 +307,7 @@ def at_the_end(sweep: Tracked) -> Done:
 
 def job(sweep: Tracked) -> DictConfig:
     where = {"uri": sweep.uri, "experiment": "t", "artifacts": str(sweep.home / "artifacts")}
-    given = [f"tracking.uri={sweep.uri}", "seed=0,1"]
-    return OmegaConf.create({"home": str(sweep.home), "tracking": where, "hydra": {"overrides": {"task": given}}})
+    return OmegaConf.create({"home": str(sweep.home), "tracking": where})
 
 
 def test_a_multirun_is_compared_at_its_end_in_a_run_of_its_own(sweep: Tracked, at_the_end: Done) -> None:
@@ -322,8 +325,7 @@ def test_a_multirun_is_compared_at_its_end_in_a_run_of_its_own(sweep: Tracked, a
     found = at_the_end.run.data.metrics
     assert found["compare/64/difference"] == rows[0]["difference"] == pytest.approx(-0.25)
     assert found["compare/smallest_not_worse"] == 96 and rows[0]["by_seed"] == "-0.2500 -0.2500"
-    again = f".venv/bin/python -m src.compare sweep={sweep.id} key=student.input_size baseline=224 home={sweep.home}" \
-            f" tracking.uri={sweep.uri}"
+    again = f".venv/bin/python -m src.compare sweep={sweep.id} key=student.input_size baseline=224 home={sweep.home}"
     assert again in at_the_end.told
     assert at_the_end.told.index("A job of the sweep failed: first") < at_the_end.told.index("failed: second")
 

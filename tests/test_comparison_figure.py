@@ -114,7 +114,7 @@ def test_metrics_stand_beside_with_their_differences() -> None:
     ece = Metric(Interval(0.061, 0.04, 0.082, 3), Interval(-0.01, -0.03, 0.01, 3))
     rows = [replace(one, metrics={"label/accepted": labels, "ece": ece}) for one in SIZES[2:]]
     assert metric_rows(rows, "224") == [
-        ("128", "1,431\n-69.000", "0.061 [0.040, 0.082]\n-0.010 [-0.030, +0.010]"),
+        ("128", "1,431\n-69", "0.061 [0.040, 0.082]\n-0.010 [-0.030, +0.010]"),
         ("224", "1,431", "0.061 [0.040, 0.082]")]
     table = frame(rows, "224")
     assert table["label/accepted"].tolist() == [1431, 1431] and table["ece_difference_low"][0] == -0.03

@@ -156,14 +156,24 @@ def test_all_goes_to_a_run_of_its_own(home: Home, costed: tuple[dict[str, Any], 
 
 def test_what_is_given_counts_more_than_what_was_measured(home: Home) -> None:
     assert home.call(f"run={home.trained}", "escalation_rate=0.5", "human_rate=0", "llm_input_usd=1.0",
-                     "mistake_usd=0.001") == 0  # whose accuracies only the run knows
+                     "cascade_accuracy=0.9", "mistake_usd=0.001") == 0  # the LLM's accuracy only the run knows
     found = home.document()
     given = found["inputs"]
+    assert (given["cascade_accuracy"], given["llm_accuracy"]) == (0.9, 0.96)
     keys = ("escalation_rate", "escalation_n", "human_rate", "human_n")
     assert [given[key] for key in keys] == [0.5, None, 0, None]
     # A price that is given prices the measured tokens.
     assert given["llm_usd_per_item"] is None and given["tokens_in"] == 450.0
     assert found["economics"]["options"][0]["usd_per_month"][0] == pytest.approx(450 * 1.0 + 20 * 2.5 + 250 + 40)
+
+
+def test_how_right_a_cascade_is_that_escalates_another_share_was_not_measured(
+        home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert home.call(f"run={home.trained}", "escalation_rate=0.5") == 0
+    found = home.document()["inputs"]
+    assert found["cascade_accuracy"] is None and found["student_accuracy"] is not None
+    assert home.call(f"run={home.trained}", "escalation_rate=0.5", "mistake_usd=0.001") == 1
+    assert "cascade_accuracy is unknown: give it, or take it from run=<id>, which" in capsys.readouterr().err
 
 
 def test_a_run_that_nobody_evaluated_is_taken_as_far_as_it_goes(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

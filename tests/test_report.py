@@ -377,9 +377,11 @@ def test_what_it_saves_by_volume(found: Findings) -> None:
 def test_what_src_cost_found_comes_into_the_page(folder: Path, tmp_path: Path) -> None:
     told = "The flywheel does not pay at 5,000 items a month. <b>So it is.</b>"
     (tmp_path / "cost.json").write_text(json.dumps(
-        {"verdict": "does not pay", "statement": told, "inputs": {"volume": 5000.0}}))
+        {"verdict": "does not pay", "statement": told, "inputs": {"volume": 5000.0, "escalation_rate": 1.0}}))
     text = Parsed(page(find(folder, cost=tmp_path / "cost.json"))).text
-    assert told in text and "it does not pay at 5,000 items a month." in text and "works them out" not in text
+    assert told in text and "works them out" not in text
+    # It was not worked out with what the cascade beside it escalates.
+    assert "counted and 100% of the items escalated, it does not pay at 5,000 items a month." in text
     assert "src.cost works them out" in Parsed(page(find(folder))).text
     (tmp_path / "cost.json").write_text("[")
     with pytest.raises(DataError, match=r"cost\.json of run"):

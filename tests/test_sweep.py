@@ -226,6 +226,19 @@ def test_a_job_is_named_by_what_the_others_do_not_have(home: Path, monkeypatch: 
     assert client.get_run(opened.info.run_id).info.lifecycle_stage == "deleted"
 
 
+def test_a_training_below_a_sweep_by_hand_keeps_what_it_was_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a search's trial: no multirun, and so no number."""
+    monkeypatch.setenv(PARENT, "abc")
+    monkeypatch.setenv(SWEPT, "as told")
+    config = given(home, "seed=1")
+    config.hydra.job.num = "???"
+    ParentRun().on_job_start(config)
+    assert os.environ[SWEPT] == "as told"
+    ended = JobReturn(status=JobStatus.FAILED)
+    ended.return_value = ConfigError("seed", -1, "0 or more")
+    ParentRun().on_job_end(config, ended)  # the search itself says that it failed
+
+
 def test_what_hydra_writes_down_holds_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closing: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
     monkeypatch.setattr(atexit, "register", lambda close, *args: closing.append((close, args)))

@@ -198,3 +198,27 @@ def test_an_address_that_would_be_cut_within_its_password_is_refused(address: st
     with pytest.raises(TrackingError, match="write @ as %40") as refused:
         prepare(address, "t", tmp_path)
     assert "s3cret" not in str(refused.value) and "user:***@" in str(refused.value)
+
+
+@pytest.mark.parametrize("own", [None, ValueError("the job's own"), KeyboardInterrupt()])
+def test_a_server_that_goes_away_hides_no_error_and_makes_no_traceback(
+        own: BaseException | None, where: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(type(own) if own else TrackingError) as told, open_run(**where) as run:  # type: ignore[arg-type]
+        run.metrics({"loss": 1.0}, step=1)
+        mlflow.set_tracking_uri("http://127.0.0.1:9")
+        if own:
+            raise own
+    assert told.value is own or "The labels are kept; run again when it answers." in str(told.value)
+    assert mlflow.active_run() is None  # the next job of a sweep opens its own
+
+
+def test_the_ui_finds_a_swept_folder_among_the_parameters(where: dict[str, object], client: mlflow.MlflowClient,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_run(**where) as parent:  # type: ignore[arg-type]
+        pass
+    monkeypatch.setenv(PARENT, parent.id)
+    monkeypatch.setenv(SWEPT, json.dumps({"job": 0, "values": {"student/augment": "wide", "seed": "1"}}))
+    with open_run(**where) as run:  # type: ignore[arg-type]
+        pass
+    assert client.get_run(run.id).data.params == {"student/augment": "wide"}

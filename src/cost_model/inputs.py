@@ -109,7 +109,8 @@ class Inputs:
                               f"{self.escalation_rate:g}: it is a share of all items, and people get what is escalated")
         for key in ("llm_accuracy", "cascade_accuracy"):
             if self.mistake_usd and getattr(self, key) is None:
-                raise ConfigError("mistake_usd", self.mistake_usd, f"0 while {key} is unknown: give it, or run=<id>")
+                raise ConfigError("mistake_usd", self.mistake_usd, f"0 while {key} is unknown: give it, or take "
+                                  "it from run=<id>, which knows it at its own escalation_rate")
 
     @property
     def idle(self) -> set[str]:

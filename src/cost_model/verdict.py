@@ -169,7 +169,7 @@ def _doubt(inputs: Inputs, world: World, chance: float) -> str | None:
 
 def _less_right(inputs: Inputs) -> Iterator[str]:
     llm, cascade = inputs.accuracy(Way.LLM), inputs.accuracy(Way.CASCADE)
-    if llm is not None and cascade is not None and cascade < llm - MARGIN:
+    if llm is not None and cascade is not None and cascade < llm - MARGIN and not inputs.mistake_usd:
         yield (f"The cascade is right less often than the LLM ({cascade:.3f} against {llm:.3f}): what it saves is "
                "partly paid in mistakes. mistake_usd=… gives these a price.")
 

@@ -7,6 +7,7 @@ wrote) is escaped by the template. Every figure that decides something carries i
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from src.address import keys_to_find
 from src.calibration.calibrators import from_dict, to_logits
 from src.calibration.gold_needed import highest_target, least_gold, needed_gold
 from src.metrics import Floats, Interval, proportion
@@ -87,8 +89,10 @@ def answer(*, labelled: Mapping[str, Any], quality: Mapping[str, Any], student: 
     told += together(cascades) if cascades and cascades["used"] else \
         ["What student and LLM are worth together, and what that saves, is not measured yet."]
     if money["cost"]:
-        told.append(f"With hosting, people and labels counted, {money['cost']['verdict']} at "
-                    f"{money['cost']['volume']:,.0f} items a month.")
+        rate, used = money["cost"]["escalated"], cascades["used"] if cascades else None
+        same = used and math.isclose(rate, used["escalated"].value, abs_tol=5e-4)
+        counted = "hosting, people and labels counted" + ("" if same else f" and {rate:.0%} of the items escalated")
+        told.append(f"With {counted}, {money['cost']['verdict']} at {money['cost']['volume']:,.0f} items a month.")
     return told
 
 
@@ -216,8 +220,9 @@ def promise(found: Findings) -> dict[str, Any] | None:
 
 def commands(found: Findings) -> list[tuple[str, str]]:
     """What can be done next, and how: pairs of words and a command."""
-    home = "" if found.config.get("home", "mlruns") == "mlruns" else f" home={found.config['home']}"
-    python, run = ".venv/bin/python -m", f"run={found.run}{home}"
+    home = found.config.get("home", "mlruns")
+    uri = found.config.get("tracking", {}).get("uri", f"sqlite:///{home}/mlflow.db")
+    python, run = ".venv/bin/python -m", f"run={found.run}{keys_to_find(home, uri)}"
     key = found.config["teacher"].get("key_env")
     rows = []
     if found.stand_ins.startswith("REHEARSAL") and key:

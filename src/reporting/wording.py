@@ -2,6 +2,8 @@
 
 from markupsafe import Markup, escape
 
+from src.cost_model.words import dollars
+
 
 def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}%}"
@@ -13,12 +15,8 @@ def exact(share: float) -> str:
 
 
 def dollar(value: float | None) -> str:
-    """In cents; two digits of what is less than ten of them."""
-    if value is None:
-        return "–"
-    if 0 < value < 1e-4:
-        return "less than $0.0001"
-    return f"${value:,.2f}" if value >= 0.1 or not value else f"${value:.2g}"
+    """A sum, or a dash where it is not known."""
+    return "–" if value is None else dollars(value)
 
 
 def whole_dollars(value: float) -> str:

@@ -111,4 +111,4 @@ def _reckoned(cost: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if cost is None:
         return None
     return {"verdict": PAYS.get(cost["verdict"], cost["verdict"]), "statement": cost["statement"],
-            "volume": float(cost["inputs"]["volume"])}
+            "volume": float(cost["inputs"]["volume"]), "escalated": float(cost["inputs"]["escalation_rate"])}

@@ -177,28 +177,34 @@ def open_run(*, uri: str, experiment: str, artifacts: Path, name: str, tags: Map
         name = " ".join([*told, name])[:MAX_NAME]
     opened = mlflow.start_run(experiment_id=experiment_id, run_name=name, tags=own,
                               parent_run_id=os.environ.get(PARENT))
-    run_id = str(opened.info.run_id)
-    status = "FAILED"
+    run = Run(str(opened.info.run_id))
     try:
-        run = Run(run_id)
-        try:
-            yield run
-        finally:
-            run.send()  # the curves of a job that failed tell why
-        status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
-        raise
-    except MlflowException as error:
-        raise TrackingError(f"MLflow at {shown(uri)} failed: {why(error)}. The labels are kept; "
-                            "run again when it answers.") from error
+        # A folder of conf/ is a key of the sweep alone: the UI takes its values from here.
+        if folders := {key: value for key, value in _swept().items() if "/" in key}:
+            mlflow.log_params(folders)
+        yield run
+        run.send()
+        _close(run.id, "FINISHED")
     except BaseException as error:
-        mlflow.set_tag("flywheel.error", str(error)[:500])
-        raise
-    finally:
-        with suppress(MlflowException):  # it is for a run that is open, and stands in a reader's way
-            mlflow.MlflowClient().delete_tag(run_id, PROCESS)
-        mlflow.end_run(status)
+        lost = isinstance(error, MlflowException)
+        stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+        with suppress(MlflowException):  # what is to be told is what went wrong, and not that nobody noted it
+            if not lost:
+                run.send()  # the curves of a job that failed tell why
+                if not stopped:
+                    mlflow.set_tag("flywheel.error", str(error)[:500])
+        with suppress(MlflowException):
+            _close(run.id, "KILLED" if stopped else "FAILED")
+        if not lost:
+            raise
+        raise TrackingError(f"MLflow at {shown(uri)} failed: {why(error)}. The labels are kept; "  # type: ignore[arg-type]
+                            "run again when it answers.") from error
+
+
+def _close(run_id: str, status: str) -> None:
+    with suppress(MlflowException):  # it is for a run that is open, and stands in a reader's way
+        mlflow.MlflowClient().delete_tag(run_id, PROCESS)
+    mlflow.end_run(status)
 
 
 def _swept() -> dict[str, str]:

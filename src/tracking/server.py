@@ -24,6 +24,7 @@ from src.labeling import owner
 
 LOCAL = "sqlite:///"
 HOST, PID, PROCESS = "flywheel.host", "flywheel.pid", "flywheel.process"  # tags of a run: who has it open
+UNUSABLE = (MlflowException, sa.exc.SQLAlchemyError, ImportError, OSError)  # what is raised where it does not answer
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for a name that leads nowhere
 PAGE = 1000  # runs that are asked for at a time
 
@@ -31,6 +32,8 @@ PAGE = 1000  # runs that are asked for at a time
 def client_of(uri: str) -> mlflow.MlflowClient:
     """A client; this process's runs go to the same address from now on. Raises TrackingError for an address that can
     be read in several ways."""
+    if not uri.strip():
+        raise TrackingError("tracking.uri='' is no address: give one, or leave MLFLOW_TRACKING_URI out.")
     if not is_clear(uri):
         raise TrackingError(f"MLflow at {shown(uri)} cannot be used: {HOW}. Check tracking.uri, or "
                             "MLFLOW_TRACKING_URI.")
@@ -75,7 +78,7 @@ def prepare(uri: str, experiment: str, artifacts: Path) -> str:
                 client.restore_experiment(found.experiment_id)
             bury_the_dead(client, [found.experiment_id])
             return str(found.experiment_id)
-    except (MlflowException, sa.exc.SQLAlchemyError, ImportError, OSError) as error:
+    except UNUSABLE as error:
         raise TrackingError(f"MLflow at {shown(uri)} cannot be used: {why(error)}. Check "
                             "tracking.uri, or MLFLOW_TRACKING_URI.") from error
 
@@ -85,7 +88,7 @@ def reached(uri: str) -> Iterator[None]:
     """What fails between two jobs fails in the user's words: TrackingError."""
     try:
         yield
-    except MlflowException as error:
+    except UNUSABLE as error:
         raise TrackingError(f"MLflow at {shown(uri)} failed: {why(error)}. The labels are kept; "
                             "run again when it answers.") from error
 
@@ -93,10 +96,15 @@ def reached(uri: str) -> Iterator[None]:
 @contextmanager
 def reading(uri: str, missing: str) -> Iterator[mlflow.MlflowClient]:
     """A client to look something up with. Raises TrackingError, with `missing` where that is not there."""
+    answers = False
     try:
-        yield client_of(uri)
-    except (MlflowException, sa.exc.SQLAlchemyError, ImportError, OSError) as error:
-        if getattr(error, "error_code", "") in NOT_THERE:
+        client = client_of(uri)
+        client.search_experiments(max_results=1)
+        answers = True
+        yield client
+    except UNUSABLE as error:
+        # MLflow has the same code for an address that it cannot use.
+        if answers and getattr(error, "error_code", "") in NOT_THERE:
             raise TrackingError(missing) from error
         raise TrackingError(f"MLflow at {shown(uri)} could not be read: {why(error)}. Check tracking.uri, or "
                             "MLFLOW_TRACKING_URI.") from error
@@ -162,5 +170,5 @@ def shown(uri: str) -> str:
 
 def why(error: Exception) -> str:
     """The first line of what went wrong, without passwords."""
-    return without_passwords([*str(error).splitlines(), type(error).__name__][0][:300])
+    return without_passwords([*str(error).splitlines(), type(error).__name__][0])[:300]
 

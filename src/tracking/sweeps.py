@@ -17,7 +17,6 @@ from hydra.core.override_parser.types import Override, ValueType
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 from omegaconf import DictConfig, OmegaConf
 
 from src.address import without_passwords
@@ -32,6 +31,7 @@ from src.tracking.server import (
     everywhere,
     prepare,
     reached,
+    reading,
     search,
     shown,
     this_process,
@@ -82,7 +82,7 @@ class ParentRun(Callback):
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """The job's run is to say which values it has, in whatever process it runs."""
-        if PARENT in os.environ:
+        if PARENT in os.environ and not OmegaConf.is_missing(config.hydra.job, "num"):  # a search says it itself
             os.environ[SWEPT] = json.dumps({"job": config.hydra.job.num, "values": self._swept(config)})
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
@@ -90,7 +90,7 @@ class ParentRun(Callback):
         os.environ.pop(SWEPT, None)
         _make_portable(job_return)
         parent = os.environ.get(PARENT)
-        if parent and job_return.status == JobStatus.FAILED:
+        if parent and job_return.status == JobStatus.FAILED and not OmegaConf.is_missing(config.hydra.job, "num"):
             mark_failed(config.tracking.uri, parent, config.hydra.job.num, self._swept(config),
                         str(job_return._return_value))
 
@@ -148,14 +148,11 @@ def open_parent(uri: str, experiment: str, artifacts: Path, *, name: str, overri
 
 def go_on_with(uri: str, parent: str) -> None:
     """The sweep's run is open again, in this process. Raises TrackingError where it is gone."""
-    try:
-        client = client_of(uri)
+    gone = f"The search's run {parent} is not at {shown(uri)} any more: give another search.study."
+    with reading(uri, gone) as client:
         for tag, value in this_process().items():
             client.set_tag(parent, tag, value)
         client.update_run(parent, status="RUNNING")
-    except MlflowException as error:
-        raise TrackingError(f"The search's run {parent} is not at {shown(uri)} any more: give another "
-                            "search.study.") from error
 
 
 def mark_repeated(uri: str, parent: str, jobs: Sequence[int]) -> None:
