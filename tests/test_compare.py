@@ -161,7 +161,7 @@ def test_a_folder_of_conf_may_be_the_key(capsys: pytest.CaptureFixture[str]) -> 
     assert [(row.value, row.worse) for row in rows.values()] == [("none", True), ("wide", False)]
     assert not capsys.readouterr().out
     # A training below the sweep would not know which choice it is of.
-    with pytest.raises(DataError, match="Missing, none: seed 2; sweep again: python -m src.train -m … "
+    with pytest.raises(DataError, match=r"Missing, none: seed 2; sweep again: python -m src\.train -m … "
                                         "student/augment=none,wide seed=0,1,2"):
         rows_of([one for one in children if one is not children[len(SEEDS) - 1]], "student/augment", "wide")
 
