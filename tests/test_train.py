@@ -160,6 +160,7 @@ def test_evaluate_gives_the_same_figures_in_a_run_of_its_own(first: Run, home: P
         assert judged.data.metrics[name] == pytest.approx(first.data.metrics[name], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_another_runtime_is_measured_and_gives_the_same(first: Run, home: Path,
                                                         capsys: pytest.CaptureFixture[str]) -> None:
     command = (f"home={home}", f"run={first.info.run_id}", "accelerator=cpu", "ask=never")
