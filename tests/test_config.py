@@ -67,7 +67,7 @@ def test_every_experiment_composes_and_says_its_command(name: str, make_job: Cal
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_ablation_composes_and_says_its_command(name: str, make_job: Callable[..., Job]) -> None:
     """With three seeds, a baseline that is swept, and gold alone to decide wherever labels are swept."""
-    whole = composed("job", "+experiment=cifar5", f"+ablation={name}")
+    assert make_job("+experiment=cifar5", f"+ablation={name}")
     text = (CONF / "ablation" / f"{name}.yaml").read_text()
     assert f"python -m src.train +experiment=cifar5 +ablation={name}\n" in text
     said = yaml.safe_load(text)["hydra"]
@@ -77,12 +77,7 @@ def test_every_ablation_composes_and_says_its_command(name: str, make_job: Calla
     values = swept[key].split(",")
     assert compare.pop("_target_") == "src.compare.CompareSweep" and str(compare["baseline"]) in values
     for value in values:
-        if "/" in key:  # a folder's choice
-            assert make_job("+experiment=cifar5", f"+ablation={name}", f"{key}={value}")
-        else:
-            changed = copy.deepcopy(whole)
-            OmegaConf.update(changed, key, yaml.safe_load(value), force_add=False)
-            assert read(changed, Job)
+        make_job("+experiment=cifar5", f"+ablation={name}", f"{key}={value}")
     labels_vary = key.split(".")[0] in ("labeler", "quality", "rehearsal")
     assert (compare.get("parts") == ["gold"]) is labels_vary
     assert ("parent_run" in said["callbacks"]) is labels_vary

@@ -80,7 +80,7 @@ def lost_rows(rows: Sequence[Annotation]) -> Counter[tuple[str, int, float]]:
     return Counter((a.item, a.pass_index, a.cost_usd) for a in rows if a.failure == Failure.LOST)
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 def test_killed_at_a_hundred_moments_the_books_are_right_and_nothing_stored_is_asked_again(tmp_path: Path) -> None:
     chance = random.Random(0)
     path = tmp_path / "a.db"
@@ -164,7 +164,7 @@ def kill_between_reply_and_commit(label: Labelling, process: "subprocess.Popen[s
         process.wait()
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 def test_the_command_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     chance = random.Random(0)
     moments = [kill_in_flight, kill_between_reply_and_commit, kill_while_starting, kill_in_flight]

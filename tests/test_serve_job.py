@@ -33,7 +33,7 @@ from src.data.digits import bring
 from src.data.images import load, shown
 from src.store import DecisionLog, Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
 PATIENCE_S = 120.0
 TRAINING = ["+experiment=digits", "data=folder", "data.gold_size=60", "data.test_size=700", "labeler.max_items=200",
