@@ -248,7 +248,7 @@ def test_the_newest_evaluation_stands_first(home: Home) -> None:
 
 
 def test_only_what_nobody_gave_is_taken_from_a_run() -> None:
-    from test_cost_model import PLAIN
+    from cost_inputs import PLAIN
 
     given = Inputs(**PLAIN)
     sources = dict.fromkeys(PLAIN, "assumed") | {"tokens_in": "given"}
